@@ -1,4 +1,4 @@
-"""What a value is, from the text that Postgres prints to Arrow, Python and JSON.
+"""How values are held: from the text that Postgres prints to Arrow, Python and JSON.
 
 | Postgres | Arrow |
 |---|---|

@@ -1,7 +1,7 @@
-"""What the copy selects, and the values in what the ADBC driver reads of it.
+"""What a copy selects for a column, and the values in what the ADBC driver reads of it.
 
-The driver reads a binary COPY into Arrow. Where it would give other values than the text of the
-stream does, the copy selects that text, which then takes the same path.
+The driver reads a binary COPY into Arrow. If that gave other values than the text in the stream,
+the copy selects that text, which is then read as in the stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CopiedColumn:
     """One column of a copy.
 
     Args:
-        encoding: how the database keeps its text, where it is read as it is stored.
+        encoding: how the database stores its text, if the copy reads it as it is stored.
     """
 
     def __init__(self, column: ColumnSchema, encoding: StoredEncoding | None) -> None:
@@ -37,10 +37,10 @@ class CopiedColumn:
         self.expression = text_expression(column, encoding) if self._from_adbc is None else "{0}"
 
     def values(self, array: pa.Array[Any]) -> Parsed:
-        """The values in what the driver read.
+        """The values in an array that the driver read.
 
         Raises:
-            pyarrow.ArrowException: the column has another type than the schema says.
+            pyarrow.ArrowException: the column has another type than in the schema.
         """
         from etl_dagster.values.strings import as_strings
 
@@ -52,10 +52,10 @@ class CopiedColumn:
 
 
 def text_expression(column: ColumnSchema, encoding: StoredEncoding | None = None) -> str:
-    """An SQL template (``{0}`` is the column) with the text that the stream would send.
+    """An SQL template (``{0}`` is the column) for the text that the stream would send.
 
     Args:
-        encoding: the template gives the bytes of the text as the database keeps them.
+        encoding: select the bytes of the text, in this encoding, as the database stores them.
     """
     from etl_dagster.values.registry import row_of
 

@@ -1,7 +1,7 @@
-"""Vectorised casts from text that set the odd values apart.
+"""Vectorised casts from text that separate the odd values.
 
-The ordinary values of a column are converted by one cast. Only where that refuses, the odd ones
-(infinity, NaN, BC, years of five digits) are looked for. No value is an error.
+One cast converts the ordinary values of a column. Only if it refuses, the others (infinity, NaN,
+BC, years of five digits) are looked for. No value is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _compute: Any = pc
 
 
 def cast_numbers(arrow_type: pa.DataType, strings: AnyArray) -> Parsed:
-    """Numbers; what Postgres writes as a word is odd where the type has no such number."""
+    """Numbers; a word such as NaN is odd if the type has no such number."""
     try:
         return Parsed(pc.cast(strings, arrow_type))
     except pa.ArrowInvalid:
@@ -46,7 +46,7 @@ def _cast_one(text: str, arrow_type: pa.DataType) -> Any:
 
 
 def one_by_one(strings: AnyArray, convert: Callable[[str], Any], arrow_type: pa.DataType) -> Parsed:
-    """Each distinct value by a Python function, which says None to what it can't convert."""
+    """Each distinct value by a Python function, which returns None if it can't convert it."""
     encoded: Any = strings.dictionary_encode()
     values: Any = pa.array([convert(text) for text in encoded.dictionary.to_pylist()], arrow_type)
     array = values.take(encoded.indices)
@@ -60,11 +60,12 @@ def cast_or_convert(
     ordinary: str,
     convert: OddValue,
 ) -> Parsed:
-    """Cast what is ordinary, and convert the rest one by one.
+    """Cast the ordinary values, and convert the others one by one.
 
     Args:
-        number_type: the integers behind `arrow_type`.
-        ordinary: a regular expression for what the cast reads.
+        number_type: the integer type with the same bits as `arrow_type`.
+        ordinary: a regular expression for the texts that the cast reads.
+        convert: for all other texts.
     """
     try:
         return Parsed(pc.cast(strings, arrow_type))
@@ -91,7 +92,7 @@ def viewed(parsed: Parsed, arrow_type: pa.DataType) -> Parsed:
 
 
 def bits_of(arrow_type: pa.DataType, array: AnyArray) -> Parsed:
-    """What ADBC read, where it is the values themselves, perhaps under another type."""
+    """An array that ADBC read and that has the values themselves, perhaps in another type."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if array.type == arrow_type:

@@ -12,20 +12,21 @@ from etl_dagster.values.types import PgType, type_from_json, type_to_json
 
 #: As nested types of the destination, as JSON, or as the text that Postgres prints.
 Nested: TypeAlias = Literal["native", "json", "text"]
-#: Of a column's JSON. It grows when earlier versions would misread what a later one writes; what
-#: is merely added, they ignore. Columns without one were written before there was a `type`.
+#: The format of a column's JSON. A column has a larger one only if it uses something that earlier
+#: versions of the package would misread; they refuse it then. Keys that are only added, they
+#: ignore. Columns without a format were written before there was a `type`.
 FORMAT: Final = 2
-#: ... of a column that is held as text, which earlier versions would take for its type.
+#: A column that is held as text: earlier versions would expect its own type.
 _TEXT_FORMAT: Final = 3
-#: ... of a numeric column that is held as a number by choice, which they would take for text.
+#: A numeric column that is held as a number by choice: they would expect text.
 _NUMERIC_FORMAT: Final = 4
-#: ... of a column that has a type of the destination's own, such as DuckDB's INTERVAL; likewise.
+#: A column with a type of the destination's own, such as DuckDB's INTERVAL: they would expect text.
 _OWN_TYPE_FORMAT: Final = 5
-#: ... of a column whose odd values put rows into quarantine, which they would leave there.
+#: A column whose odd values put rows into quarantine: they would leave rows there.
 _QUARANTINE_FORMAT: Final = 6
-#: ... of a table that is kept in another mode than mirror, of which they would delete rows.
+#: A table in another mode than mirror: they would delete rows of it.
 MODE_FORMAT: Final = 7
-#: ... of a column that differs at the destination, whose values they would not hide.
+#: A column that differs at the destination: they would not hide its values.
 _SHAPE_FORMAT: Final = 8
 
 
@@ -40,38 +41,39 @@ class ColumnSchema:
     type_modifier: int = -1
     #: As format_type() spells it, e.g. ``numeric(12,2)``; for people, never parsed.
     type_name: str = ""
-    #: pg_attribute.attnum: survives a rename, is never used again after a DROP COLUMN.
+    #: pg_attribute.attnum: stays when the column is renamed, and is not used again after DROP
+    #: COLUMN.
     attnum: int = 0
     nullable: bool = True
     #: 1-based place in the primary key, None outside it.
     primary_key_ordinal: int | None = None
     #: Part of the replica identity (key flag of the Relation message).
     is_identity: bool = False
-    #: For domains: the type behind it; else equal to `type_oid` (0 = unknown).
+    #: For a domain: the OID of its base type; else equal to `type_oid` (0 = unknown).
     base_type_oid: int = 0
-    #: For a column that was added: its value, as Postgres' text, in the rows that were there
-    #: (pg_attribute.attmissingval); None for null. A row's value, so never shown or logged.
+    #: For a column that was added: its value in the rows that existed before, as Postgres prints it
+    #: (pg_attribute.attmissingval); None for null. A row's value, so it is never shown or logged.
     missing_value: str | None = field(default=None, compare=False, repr=False)
-    #: What its type is built of. None for built-in types without parts, which their OID and
-    #: modifier describe, and where it was not read: values are then as Postgres prints them.
+    #: The parts that its type is built of. None for built-in types without parts, which their OID
+    #: and modifier describe, and if it was not read: then values are as Postgres prints them.
     type: PgType | None = None
-    #: How values with parts are held, as far as `type` tells of parts; chosen when the table is
-    #: copied, and the same until it is copied again.
+    #: How values with parts are held, if `type` has parts; chosen when the table is copied, and
+    #: kept until it is copied again.
     nested: Nested = "text"
     #: Whether its values are held as the text that Postgres prints, whatever its type; chosen and
-    #: kept as `nested`.
+    #: kept like `nested`.
     as_text: bool = False
-    #: How the values of a numeric without precision are held: ``text``, ``double``, or such as
-    #: ``decimal(20,4)``; chosen and kept as `nested`.
+    #: How the values of a numeric without precision are held: ``text``, ``double``, or for example
+    #: ``decimal(20,4)``; chosen and kept like `nested`.
     numeric: str = "text"
-    #: Whether the destination holds its values in a type of its own where it has one that Arrow has
-    #: not, such as DuckDB's ENUM and INTERVAL; chosen and kept as `nested`.
+    #: Whether the destination holds its values in a type of its own that Arrow doesn't have, such
+    #: as DuckDB's ENUM and INTERVAL; chosen and kept like `nested`.
     own_type: bool = False
-    #: Whether a row is kept apart from its table while its value here is one that the column's type
-    #: can't hold; chosen and kept as `nested`.
+    #: Whether a row is kept apart from its table while this column's type can't hold its value;
+    #: chosen and kept like `nested`.
     quarantine: bool = False
     #: How it differs at the destination; None: not at all. Chosen when the table is copied or the
-    #: column added, and kept as `nested`, also when the column gets another type.
+    #: column added, and kept like `nested`, also when the column gets another type.
     shape: ColumnShape | None = None
 
     @property
@@ -89,7 +91,7 @@ _FIELDS: Final = frozenset(each.name for each in fields(ColumnSchema))
 
 
 def column_to_json(column: ColumnSchema) -> dict[str, Any]:
-    """The column as it is kept in stores and files."""
+    """The column as JSON, as stores and files keep it."""
     kept = asdict(column)
     kept["type"] = None if column.type is None else type_to_json(column.type)
     as_text, numeric = kept.pop("as_text"), kept.pop("numeric")
@@ -113,10 +115,10 @@ def column_to_json(column: ColumnSchema) -> dict[str, Any]:
 
 
 def column_from_json(kept: Mapping[str, Any]) -> ColumnSchema:
-    """The column that `column_to_json` was given, now or by an earlier version.
+    """The inverse of `column_to_json`, also of that of an earlier version.
 
     Raises:
-        SchemaTooNew: a later version wrote it in a way that this one doesn't know.
+        SchemaTooNew: a later version wrote it in a format that this one doesn't know.
     """
     if (found := kept.get("format", 1)) > _SHAPE_FORMAT:
         raise SchemaTooNew(f"a table's schema is kept in format {found}; this is {_SHAPE_FORMAT}")

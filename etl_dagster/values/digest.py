@@ -1,8 +1,8 @@
 """A 64-bit hash of each row of Arrow data, to compare tables without comparing values one by one.
 
-Equal values hash alike whatever the width and layout of their Arrow type, such as string and
-dictionary of strings. Values of the same type that differ have different hashes, but for one pair
-in 2**64. Floats are equal if their bits are, except that there is one NaN.
+Equal values have equal hashes, whatever the width and layout of their Arrow type, such as string
+and dictionary of strings. Different values of the same type have different hashes, except for one
+pair in 2**64. Floats are equal if their bits are; all NaN are equal, too.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 
 class RowHashes(NamedTuple):
-    """Two hashes of each of some rows."""
+    """Two hashes for each of some rows."""
 
-    #: Of its key; of a table without one, that of the row.
+    #: Of each row's key; in a table without one, the hash of the row.
     keys: Hashes
-    #: Of all of its values.
+    #: Of all values of each row.
     rows: Hashes
 
 
 _NULL: Final = np.uint64(0x6A09E667F3BCC908)
 _SEED: Final = np.uint64(0xBB67AE8584CAA73B)
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
-#: Rows, and words of texts, that are hashed at a time: what is made of them stays in the cache of
-#: the processor, and takes little memory however many they are.
+#: How many rows, and words of texts, are hashed at a time: few enough for the processor's cache, so
+#: that memory stays small however many there are.
 _ROWS_AT_ONCE: Final = 8192
 _WORDS_AT_ONCE: Final = 8192
-#: Texts of which none has more words are hashed a word of each at a time.
+#: If no text has more words than this, all texts are hashed at once, one word of each at a time.
 _SHORT_WORDS: Final = 32
 
 
 def hash_rows(rows: pa.RecordBatch, columns: Iterable[str] | None = None) -> Hashes:
-    """A hash of each row, over these columns in this order; over all without them.
+    """A hash of each row, over these columns in this order; by default over all columns.
 
     Raises:
-        InvalidState: a column is of an Arrow type that no destination has.
+        InvalidState: a column has an Arrow type that no destination has.
     """
     names = rows.schema.names if columns is None else columns
     arrays = [rows.column(rows.schema.get_field_index(name)) for name in names]
@@ -52,7 +52,7 @@ def hash_rows(rows: pa.RecordBatch, columns: Iterable[str] | None = None) -> Has
 
 
 def combined(hashes: Hashes, arrays: Sequence[pa.Array[Any]]) -> Hashes:
-    """A hash of each of these hashes together with the values that the arrays have there."""
+    """For each row, a hash of its hash so far and of its values in the arrays."""
     found = np.empty(len(hashes), np.uint64)
     for first in range(0, len(hashes), _ROWS_AT_ONCE):
         some = _mixed(hashes[first : first + _ROWS_AT_ONCE])
@@ -63,7 +63,7 @@ def combined(hashes: Hashes, arrays: Sequence[pa.Array[Any]]) -> Hashes:
 
 
 def hash_values(array: pa.Array[Any]) -> Hashes:
-    """A hash of each value; null has one, too."""
+    """A hash of each value, also of null."""
     hashes = _hash_valid(array)
     if array.null_count:
         return np.where(array.is_null().to_numpy(zero_copy_only=False), _NULL, hashes)
@@ -102,7 +102,7 @@ def _hash_valid(array: Any) -> Hashes:
 
 
 def _of_decimals(array: Any) -> Hashes:
-    """A hash of each decimal: of its two lower words, and the others where they say more."""
+    """A hash of each decimal: of its two lower words, and of the others if they add something."""
     if array.type.bit_width < 128:
         array = array.cast(pa.decimal128(array.type.precision, array.type.scale))
     size = array.type.bit_width // 64
@@ -146,10 +146,10 @@ def _numbers(array: Any) -> npt.NDArray[np.int64]:
 
 
 def _of_runs(offsets: npt.NDArray[np.int64], elements: npt.NDArray[Any]) -> Hashes:
-    """A hash of each run of elements, by what they are and where each stands.
+    """A hash of each run of elements, from their hashes and their places in the run.
 
     Args:
-        offsets: where each run begins in `elements`, and then where the last one ends.
+        offsets: the index in `elements` at which each run begins; at the end, where the last ends.
         elements: hashes.
     """
     if len(offsets) < 2:
@@ -167,12 +167,13 @@ def _of_runs(offsets: npt.NDArray[np.int64], elements: npt.NDArray[Any]) -> Hash
 
 
 def _of_texts(offsets: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]) -> Hashes:
-    """A hash of each text, by its bytes in words of eight, where each word stands, and its length.
+    """A hash of each text, from its words of eight bytes, their places, and its length.
 
-    The sum of each word, mixed, times a factor of its place: so all texts are hashed at once.
+    It is made of the sum of all words, each mixed and multiplied by a factor for its place. A sum
+    can be computed for all texts at once.
 
     Args:
-        offsets: where each text begins in `content`, and then where the last one ends.
+        offsets: the index in `content` at which each text begins; at the end, where the last ends.
     """
     if len(offsets) < 2:
         return np.empty(0, np.uint64)
@@ -187,9 +188,9 @@ def _sums_of_short(
     lengths: npt.NDArray[np.int64],
     content: npt.NDArray[np.uint8],
 ) -> Hashes:
-    """The sum of each text's words, one word of all texts after the other."""
+    """The sum of each text's words: first all first words, then all second ones, and so on."""
     first, size = int(offsets[0]), int(offsets[-1] - offsets[0])
-    # With zeros behind, so that eight bytes can be read wherever a text has one.
+    # Padded with zeros, so that eight bytes can be read from any place in a text.
     padded = np.zeros(size + 8, np.uint8)
     padded[:size] = content[first : first + size]
     words = np.ndarray((size + 1,), np.uint64, padded, strides=(1,))
@@ -220,11 +221,11 @@ def _sums_of_any(
 ) -> Hashes:
     """The sum of each text's words, some thousand words at a time.
 
-    A long text may be in several of these portions.
+    The words of a long text may be in several of these portions.
     """
     begins = offsets[:-1]
     counts = (lengths + 7) >> 3
-    #: The number of the first word of each text, and then that of all words.
+    #: The number of words before each text; at the end, of all words.
     firsts = np.zeros(len(offsets), np.int64)
     np.cumsum(counts, out=firsts[1:])
     #: The sum over all words before each text's first.
@@ -232,7 +233,7 @@ def _sums_of_any(
     total = np.uint64(0)
     for start in range(0, int(firsts[-1]), _WORDS_AT_ONCE):
         end = min(start + _WORDS_AT_ONCE, int(firsts[-1]))
-        # The texts of which there are words in this portion; empty ones may be among them.
+        # The texts that have words in this portion; empty ones may be among them.
         low = int(np.searchsorted(firsts, start, "right")) - 1
         high = int(np.searchsorted(firsts, end, "left"))
         here = np.minimum(firsts[low + 1 : high + 1], end) - np.maximum(firsts[low:high], start)
@@ -253,7 +254,12 @@ def _sums_of_any(
 def _words(
     content: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], left: npt.NDArray[np.int64]
 ) -> Hashes:
-    """The eight bytes at each of these places, ascending; from `left` bytes on zeros instead."""
+    """The eight bytes at each place; those past the first `left` bytes are zero.
+
+    Args:
+        at: the places, ascending.
+        left: how many bytes of its text there are from each place on; may be more than eight.
+    """
     origin = int(at[0])
     part = content[origin : int(at[-1]) + 8]
     aligned = np.zeros((len(part) >> 3) + 2, np.uint64)
@@ -269,19 +275,19 @@ def _words(
 
 
 def _factors_of(places: npt.NDArray[np.int64]) -> Hashes:
-    """As `_factors`, looked up where there are few."""
+    """As `_factors`; small places are looked up."""
     if len(places) and places.max() >= len(_FACTORS):
         return _factors(places)
     return _FACTORS[places]
 
 
 def _factors(places: npt.NDArray[np.int64]) -> Hashes:
-    """Of each place an odd number: then no bit of an element is lost."""
+    """A factor for each place; it is odd, so that multiplying loses no bit of an element."""
     return _mixed(places.astype(np.uint64) + _SEED) | np.uint64(1)
 
 
 def _mixed(words: Hashes) -> Hashes:
-    """The finalizer of SplitMix64: every bit of a word decides about every bit of the result."""
+    """The finalizer of SplitMix64: every bit of a word affects every bit of the result."""
     words = words + _STEP
     shifted = words >> np.uint64(30)
     words ^= shifted
@@ -294,9 +300,9 @@ def _mixed(words: Hashes) -> Hashes:
     return words
 
 
-#: Of the first places; most values are shorter.
+#: The factors of the first places; most values are shorter.
 _FACTORS: Final = _factors(np.arange(1024))
-#: The first bytes of a word, by how many they are.
+#: Masks for the first bytes of a word, by their number.
 _MASKS: Final[Hashes] = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 

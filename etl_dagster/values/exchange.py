@@ -1,7 +1,7 @@
 """Whole numbers between NumPy and Arrow, which share their memory.
 
-Arrow's own ways, `pa.array()` and `Array.to_numpy()`, import pandas where it is installed: that
-takes some 50 MB and a second, and what every stream needs does without.
+Arrow's own ways, `pa.array()` and `Array.to_numpy()`, import pandas if it is installed. That takes
+some 50 MB and a second, so the code that every stream runs avoids them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def to_arrow(numbers: npt.NDArray[np.int64]) -> pa.Array[Any]:
 
 
 def to_numpy(numbers: pa.Array[Any]) -> npt.NDArray[Any]:
-    """The numbers, of any integer type, as a NumPy array; none of them is null."""
+    """The numbers, of any integer type, as a NumPy array; there must be no null."""
     assert not numbers.null_count
     memory: Any = numbers.buffers()[1]
     dtype: np.dtype[Any] = np.dtype(str(numbers.type))

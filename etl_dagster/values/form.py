@@ -1,4 +1,4 @@
-"""How the values of a type are held, and a built-in type with all that is known of it."""
+"""How the values of a type are held, and all that is known of a built-in type."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Reader: TypeAlias = Callable[[AnyArray], Parsed]
 #: From values to texts that Postgres reads back as the same values.
 Printer: TypeAlias = Callable[[AnyArray], "list[str | None]"]
 
-#: How values without parts are spelled in JSON; `format-2.json` of the HTTP destination has a
-#: definition of each under the same name.
+#: How values without parts are spelled in JSON; `format-2.json` of the HTTP destination defines
+#: each under the same name.
 Spelling: TypeAlias = Literal[
     "boolean",
     "integer",
@@ -32,46 +32,47 @@ Spelling: TypeAlias = Literal[
     "text",
 ]
 
-#: Where ``::text`` is the type's output function, or its equal.
+#: For types whose ``::text`` is the same as their output function.
 CAST: Literal["{0}::text"] = "{0}::text"
-#: The text that the stream would send. A cast isn't always that: ``inet::text`` adds a netmask, and
-#: a type may bring a cast of its own. format() calls the output function, but turns null into an
-#: empty string; `is not null` asks something else of a composite.
+#: The text that the stream would send. A cast may differ from it: ``inet::text`` adds a netmask,
+#: and a type may bring a cast of its own. format() calls the output function, but turns null into
+#: an empty string. `is not null` would be wrong: it is false for a composite with a null attribute.
 OUTPUT = "case when {0} is distinct from null then format('%s', {0}) end"
 
 
 def print_plain(array: AnyArray) -> list[str | None]:
-    """Values whose text in Arrow is one that Postgres reads."""
+    """Values whose text in Arrow is one that Postgres can read."""
     texts: list[str | None] = array.cast(pa.string()).to_pylist()
     return texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """How values are held in Arrow and in JSON, and how they get there and back."""
+    """How values are held in Arrow and in JSON, and how they are converted."""
 
     arrow: pa.DataType
     read: Reader
-    #: Of a value as `python.to_dicts` gives it, what json.dumps() takes; None: itself.
+    #: From a value of `python.to_dicts` to one that json.dumps() accepts; None: they are the same.
     to_json: Callable[[Any], Any] | None = None
-    #: The way back.
+    #: The inverse of `to_json`.
     from_json: Callable[[Any], Any] | None = None
     print: Printer = print_plain
-    #: How JSON spells it, where it has no parts.
+    #: The spelling in JSON, if it has no parts.
     spelling: Spelling = "text"
-    #: For people.
+    #: The spelling in JSON, for people.
     json: str = "string as Postgres prints it"
-    #: What a string means, where it isn't just text.
+    #: What a string holds, if it isn't just text.
     meaning: Literal["json", "uuid"] | None = None
-    #: DuckDB's type, where it isn't that of the Arrow type.
+    #: DuckDB's type, if it isn't the one of the Arrow type.
     duckdb: str | None = None
-    #: The forms of its parts: of a list one, of a struct its fields', of a map key's and item's.
+    #: The forms of its parts: one for a list, one for each field of a struct, two for a map (of the
+    #: keys and of the items).
     parts: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value at the edge of a type, as Postgres prints it, and what becomes of it."""
+    """A value at the edge of a type's range, as Postgres prints it, and what becomes of it."""
 
     text: str
     #: For people.
@@ -82,51 +83,51 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OwnType:
-    """How values are held where the destination has a type for them that Arrow has not."""
+    """How values are held if the destination has a type for them that Arrow doesn't have."""
 
-    #: Its Arrow type is text; its `duckdb` is the type that the destination makes of it.
+    #: Its Arrow type is text; its `duckdb` is the type at the destination.
     form: Form
-    #: Edges of the type that become something else here than by `BuiltIn.edges`.
+    #: Edges of the type that become something else than in `BuiltIn.edges`.
     edges: tuple[Edge, ...] = ()
-    #: Whether rows may be found by it: values are equal where their texts are, and only there.
+    #: Whether rows may be found by it: then values are equal exactly if their texts are.
     in_keys: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BuiltIn:
-    """A type that Postgres brings; one row of the registry."""
+    """A built-in type of Postgres; one row of the registry."""
 
     oid: int
     #: As format_type() spells it.
     name: str
-    #: Or a function of the type modifier (pg_attribute.atttypmod).
+    #: The form, or a function that returns it for a type modifier (pg_attribute.atttypmod).
     form: Form | Callable[[int], Form]
-    #: Values worth a look, in tests and in the documentation; at least one.
+    #: Values for tests and for the documentation; at least one.
     edges: tuple[Edge, ...]
     #: From what the ADBC driver reads from a binary COPY to the values that the text would give;
-    #: None: it reads something else, so that the copy selects the text.
+    #: None: that isn't possible, so the copy selects the text.
     adbc: Callable[[AnyArray], Parsed] | None = None
     #: The text that the stream sends, as an SQL template in which ``{0}`` is the column.
     output: str = OUTPUT
     #: Whether values print in ASCII, whatever the encoding of the database.
     is_ascii: bool = False
-    #: What the type modifier limits: a larger one, or none, changes no value.
+    #: What the type modifier limits: a larger modifier, or none, changes no value.
     bound: Literal["length", "digits"] | None = None
-    #: What its text says besides the value, so that it may change while the value doesn't; for
-    #: people. A row isn't found by such a text.
+    #: What the text has in it besides the value, so that it may change while the value doesn't; for
+    #: people. Rows are not found by such a text.
     text_tells: str = ""
     #: Types with the same bytes for the same value (their binary-coercible casts).
     same_bytes: Literal["text"] | None = None
     #: OIDs of the narrower types whose every value this type holds as the same value.
     widens: frozenset[int] = frozenset()
-    #: Texts of other types as this type prints them, null where they aren't its values; None:
-    #: no other type is cast to it.
+    #: From texts of other types to the texts that this type prints, null for those that aren't
+    #: values of it; None: no other type is cast to it.
     reads: Callable[[Any], Any] | None = None
-    #: Other names by which people ask for the type.
+    #: Other names of the type.
     aliases: tuple[str, ...] = ()
-    #: None: destinations hold its values as `form` does.
+    #: None: all destinations hold its values as `form` does.
     own: OwnType | None = None
-    #: Why a type that DuckDB seems to have holds its values as text there; for people.
+    #: Why its values are text in DuckDB, although DuckDB seems to have the type; for people.
     stays_text: str = ""
 
     def form_for(self, type_modifier: int, *, own_type: bool = False) -> Form:

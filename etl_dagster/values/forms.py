@@ -1,4 +1,4 @@
-"""How the values of a column are held, also those with parts.
+"""How the values of a column are held, with or without parts.
 
 | Postgres | Arrow | JSON |
 |---|---|---|
@@ -51,8 +51,8 @@ def form_of(column: ColumnSchema, codec: str | None = None) -> Form:
     """How the column's values are held.
 
     Args:
-        codec: how the database keeps its text, as Python calls it, where the form is to read what
-            it keeps; None: UTF-8.
+        codec: Python's name for the encoding of the texts that the form reads, if they are read as
+            the database stores them; None: UTF-8.
     """
     if column.shape is not None and column.shape.cast is not None:
         return _cast_form(column.shape.cast, codec)
@@ -72,7 +72,7 @@ def is_any_numeric(column: ColumnSchema) -> bool:
 
 
 def has_any_numeric(column: ColumnSchema) -> bool:
-    """Whether the column is such a numeric, or has some in parts that are held as such."""
+    """Whether the column is such a numeric, or has parts that are held as such numerics."""
     if is_any_numeric(column):
         return True
     if column.type is None or not has_parts(column):
@@ -86,7 +86,7 @@ def arrow_type(column: ColumnSchema) -> pa.DataType:
 
 
 def may_be_odd(column: ColumnSchema) -> bool:
-    """Whether the column's type has values that would be null; it is none that was held as text."""
+    """Whether the column's type has values that would be null; not so if it is held as text."""
     if form_of(column).parts:
         return True
     if column.shape is not None and column.shape.cast is not None:
@@ -97,7 +97,7 @@ def may_be_odd(column: ColumnSchema) -> bool:
 
 def is_always_held(column: ColumnSchema) -> bool:
     """Whether no value of the column can be odd, whatever the database's encoding is."""
-    # What ASCII spells is read whatever the encoding is.
+    # Values in ASCII can be read in every encoding.
     return not may_be_odd(column) and row_of(column).is_ascii
 
 
@@ -115,7 +115,7 @@ def labels_of(column: ColumnSchema) -> tuple[str, ...] | None:
 def with_labels(
     column: ColumnSchema, labels: tuple[str, ...], label_ids: tuple[int, ...] = ()
 ) -> ColumnSchema:
-    """The column of an enum that has these labels by now."""
+    """The column, whose enum now has these labels."""
 
     def of(type_: PgType) -> PgType:
         match type_:
@@ -134,7 +134,7 @@ def with_labels(
 def may_have_own_type(column: ColumnSchema, *, in_key: bool) -> bool:
     """Whether the values, or parts of them, may be held in a type of the destination's own."""
     if (labels := labels_of(column)) is not None:
-        return bool(labels)  # no destination has an enum without any
+        return bool(labels)  # no destination has an enum without labels
     if column.type is None or isinstance(without_domains(column.type), Scalar):
         own = row_of(column).own
         return own is not None and (own.in_keys or not in_key)
@@ -151,14 +151,14 @@ def _scalar_form(type_oid: int, type_modifier: int, own_type: bool = False) -> F
 
 @lru_cache(maxsize=1024)
 def _cast_form(cast: CastTo, codec: str | None) -> Form:
-    """Of a column whose values are read as another type than theirs."""
+    """For a column whose values are read as another type."""
     form = replace(form_as(cast), read=partial(read_as, cast))
     return form if codec is None else _decoded(form, codec)
 
 
 @lru_cache(maxsize=1024)
 def _stored(form: Form, codec: str, type_oid: int = 0) -> Form:
-    """The same form, of texts as the database keeps them."""
+    """The same form, for texts as the database stores them."""
     return form if REGISTRY.get(type_oid, UNKNOWN).is_ascii else _decoded(form, codec)
 
 
@@ -186,7 +186,7 @@ def _nested_form(
 
 
 def _read_whole(read: Reader, codec: str, strings: AnyArray) -> Parsed:
-    """Values of which the odd ones are told with a text that is UTF-8."""
+    """The values, with texts of the odd ones that are valid UTF-8."""
     parsed = read(strings)
     if parsed.odd is None:
         return parsed
@@ -202,8 +202,8 @@ def _read_whole(read: Reader, codec: str, strings: AnyArray) -> Parsed:
 class _Forms:
     """Makes the forms of values with parts.
 
-    Texts are split as bytes, and decoded part by part: every encoding of a database has quotes,
-    commas and braces where ASCII has them, and what isn't valid can't be taken for one of these.
+    Texts are split as bytes, and decoded part by part. That is safe: in every encoding of a
+    database quotes, commas and braces are as in ASCII, and no invalid byte looks like one of them.
     """
 
     def __init__(self, codec: str | None, numeric: str, own_type: bool) -> None:
@@ -237,7 +237,7 @@ class _Forms:
         if type_.oid == NUMERIC and type_.modifier < 0:
             return chosen_numeric(self._numeric)
         form = _scalar_form(type_.oid, type_.modifier, self._own_type)
-        # Few destinations have numbers so wide, and none inside of a list.
+        # Few destinations have such wide numbers, and none has them in a list.
         if pa.types.is_decimal256(form.arrow):
             form = numeric_form(-1)
         return form if self._codec is None else _stored(form, self._codec, type_.oid)
@@ -284,7 +284,7 @@ class _Forms:
 
     def _composite(self, type_: Composite) -> Form:
         names = [attribute.name for attribute in type_.attributes]
-        # Destinations have no struct without a field, and some take A and a for one.
+        # No destination has a struct without fields, and to some A and a are the same name.
         if not names or len({name.lower() for name in names}) < len(names):
             return self._text
         forms = [self.form(attribute.type) for attribute in type_.attributes]

@@ -1,8 +1,8 @@
 """Values as JSON that loses nothing, and the way back.
 
 Years outside of 1 to 9999 have a sign and at least six digits, as in ISO 8601 with expanded years
-and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. Nothing here is ever a NaN of Python, so
-``json.dumps(..., allow_nan=False)`` takes it all. Null stays null.
+and in ECMAScript: ``"-000043-03-15"`` is in 44 BC. No value is ever a NaN of Python, so
+``json.dumps(..., allow_nan=False)`` accepts all of it. Null stays null.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 def json_writer(column: ColumnSchema) -> Callable[[Any], Any] | None:
-    """Makes of a value, as `python.to_dicts` gives it, what json.dumps() takes; None: itself."""
+    """Converts a value of `python.to_dicts` to one that json.dumps() accepts; None: no change."""
     from etl_dagster.values.forms import form_of
 
     return form_of(column).to_json
 
 
 def json_reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
-    """Makes of what json.loads() gives the value that it was; None: itself.
+    """Converts what json.loads() returns back to the value; None: no change.
 
-    It raises a ValueError where that isn't what `json_writer` makes of the column's values.
+    It raises a ValueError for JSON that `json_writer` doesn't make for this column.
     """
     from etl_dagster.values.forms import form_of
 
@@ -42,17 +42,17 @@ def json_reader(column: ColumnSchema) -> Callable[[Any], Any] | None:
 
 
 def spelling(column: ColumnSchema) -> dict[str, Any]:
-    """How the column's values are spelled in JSON, for the reader of a destination.
+    """How the column's values are spelled in JSON, for readers of a destination.
 
-    ``form`` is a `Spelling`; or, of values with parts, one of these, with the spellings of their
+    ``form`` is a `Spelling`; for values with parts it is one of these, with the spellings of the
     parts:
 
     | form | more |
     |---|---|
     | ``list`` | ``items`` |
-    | ``range`` | ``bounds``: of both |
+    | ``range`` | ``bounds``: for both |
     | ``object`` | ``members``: a list in their order, each with its ``name`` |
-    | ``map`` | ``items``: of whatever names |
+    | ``map`` | ``items``: for every key |
 
     Each part also has its ``type``, as format_type() spells it, without a modifier.
     """

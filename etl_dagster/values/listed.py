@@ -1,4 +1,4 @@
-"""Columns whose type at the destination lists their values: its labels, and those that occur."""
+"""Columns whose type at the destination lists its values: labels of an enum, and those in use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 def listed_enum(column: ColumnSchema) -> Enum | None:
-    """The enum whose labels the destination's type of the column lists; None without one.
+    """The enum whose labels the column's type at the destination lists; None if there is none.
 
-    Where the destination has the source's own types, also that of an array.
+    If the destination has the source's own types, also the enum of an array.
     """
     if not column.own_type or column.type is None:
         return None
     type_ = without_domains(column.type)
-    # Elsewhere an array is held as such, with texts in it.
+    # Otherwise an array is held as a list of texts.
     while isinstance(type_, Array) and column.nested == "text":
         type_ = without_domains(type_.element)
     return type_ if isinstance(type_, Enum) else None
@@ -45,7 +45,7 @@ def labels_in(values: AnyArray, type_: PgType | None) -> list[str]:
 
 def _elements(text: str, type_: Array) -> Iterator[str]:
     element = without_domains(type_.element)
-    # In front of the braces may stand bounds.
+    # There may be bounds before the braces.
     for match in _ELEMENT.finditer(text, max(text.find("{"), 0)):
         quoted, bare = match.groups()
         if quoted is None and bare.upper() == "NULL":

@@ -1,19 +1,19 @@
-r"""Values with parts, a column at a time: split all texts, read all parts, put them together.
+r"""Reads values with parts, a column at a time: split all texts, read all parts, put them together.
 
-The texts of a column lie one after the other. Arrays over their bytes tell which commas and
-braces are outside of quotes; between two of these lies a part. So all parts of all values become
-one string array, which the reader of their type reads with one cast, and the numbers of parts
-become the offsets of a list. No Python object is made for a value or a part.
+The texts of a column are in memory one after the other. Arrays over their bytes tell which commas
+and braces are outside of quotes; a part is between two of these. So all parts of all values become
+one string array, which the reader of their type reads with one cast, and the counts of parts become
+the offsets of a list. No Python object is made for a value or a part.
 
 What Postgres prints:
 
 | type | text | quotes of a part |
 |---|---|---|
 | array | ``{1,NULL,3}``, ``{{1,2},{3,4}}``, ``[0:1]={1,2}`` | ``"a\"b\\c"`` |
-| composite | ``(1,,"a b")``; nothing between commas is null | ``"a""b\\c"`` |
-| range | ``[1,5)``, ``(,)``, ``empty`` | as a composite |
+| composite | ``(1,,"a b")``; an empty place between commas is null | ``"a""b\\c"`` |
+| range | ``[1,5)``, ``(,)``, ``empty`` | as in a composite |
 | multirange | ``{[1,3),[5,8)}`` | in its ranges |
-| hstore | ``"a"=>"1", "b"=>NULL`` | as an array |
+| hstore | ``"a"=>"1", "b"=>NULL`` | as in an array |
 
 Source: array_out() in arrayfuncs.c, record_out() in rowtypes.c, range_deparse() in rangetypes.c,
 multirange_out() in multirangetypes.c, hstore_out() in hstore_io.c.
@@ -42,10 +42,10 @@ RANGE_FIELDS: Final = ("lower", "upper", "lower_inc", "upper_inc", "empty")
 
 
 def read_arrays(element: Form, dimensions: int, delimiter: str, strings: AnyArray) -> Parsed:
-    """Lists, as deep as declared; an array of other dimensions or bounds is odd.
+    """Lists, as deep as declared; an array with other dimensions or lower bounds is odd.
 
-    Postgres doesn't hold a column to its declaration. An empty array is an empty list, however
-    deep the others are.
+    Postgres doesn't enforce the declared dimensions. An empty array is an empty list, however deep
+    the others are.
     """
     texts = Texts(strings)
     is_array = texts.first(_OPEN) & texts.last(_CLOSE)
@@ -81,11 +81,11 @@ class _Split:
         self, parts: AnyArray, counts: list[Places], leaf_counts: Places, is_regular: Flags
     ) -> None:
         self.parts = parts
-        #: For each dimension, how many parts every array (of arrays) has.
+        #: For each dimension, the number of parts of each array (of arrays).
         self.counts = counts
-        #: How many parts every value has in all.
+        #: The number of innermost parts of each value.
         self.leaf_counts = leaf_counts
-        #: Which values have the declared dimensions, or are empty.
+        #: Bool: which values have the declared dimensions, or are empty.
         self.is_regular = is_regular
 
 
@@ -97,14 +97,14 @@ def _split(texts: Texts, dimensions: int, delimiter: str) -> _Split:
     is_open, is_close = kinds == _OPEN, kinds == _CLOSE
     marks_before = np.searchsorted(places, texts.ends)
     holders = np.repeat(np.arange(count), np.diff(marks_before, prepend=0))
-    # A part lies between a mark that opens or separates and one that separates or closes. Nothing
-    # at all is a part of an empty array only.
+    # A part is between a mark that opens or separates, and one that separates or closes. If there
+    # is nothing between the marks, the array is empty, and there is no part.
     begins, ends = places[:-1] + 1, places[1:]
     is_part = ~is_close[:-1] & ~is_open[1:] & (ends > begins)
     begins, ends, values = begins[is_part], ends[is_part], holders[:-1][is_part]
     leaf_counts = np.bincount(values, minlength=count)
     if dimensions == 1:
-        # One brace at each end, and none between.
+        # One brace at each end, and none in between.
         is_regular = np.bincount(holders[is_open], minlength=count) == 1
         counts = [leaf_counts]
     else:
@@ -125,7 +125,7 @@ def _nested_counts(
     begins: Places,
     dimensions: int,
 ) -> list[Places]:
-    """How many children each array has, a dimension after the other."""
+    """For each dimension, the number of children of each array."""
     opened = [places[is_open & (depth == level)] for level in range(1, dimensions + 1)]
     children = [*opened[1:], begins]
     counts = []
@@ -136,7 +136,7 @@ def _nested_counts(
 
 
 def _is_null(data: Bytes, begins: Places, ends: Places) -> Flags:
-    """Which parts are the word NULL; a text that says so is quoted."""
+    """Which parts are the word NULL; a text with this content is quoted."""
     is_null: Flags = ends - begins == 4
     maybe = np.flatnonzero(is_null)
     for offset, byte in enumerate(b"NULL"):
@@ -164,8 +164,8 @@ def _list(values: AnyArray, counts: Places, is_valid: Flags | None) -> AnyArray:
 def read_composites(names: Sequence[str], forms: Sequence[Form], strings: AnyArray) -> Parsed:
     """Structs with a field for each attribute.
 
-    A value that has another number of attributes is odd: one was added to the type, or dropped,
-    since the schema was read.
+    A value with another number of attributes is odd: an attribute was added to the type, or
+    dropped, since the schema was read.
     """
     texts = Texts(strings)
     fields, is_right = _fields(texts, len(forms), b"(", b")")
@@ -194,7 +194,10 @@ def struct_of(names: Sequence[str], types: Sequence[pa.DataType]) -> pa.DataType
 def _fields(
     texts: Texts, width: int, openers: bytes, closers: bytes
 ) -> tuple[list[AnyArray], Flags]:
-    """The fields, each a string array over all texts, and which texts have that many."""
+    """The fields, each as a string array over all texts; and which texts have `width` fields.
+
+    If not all texts have, there are no fields.
+    """
     marks = Delimiters(texts.data, doubles=True)
     commas = np.flatnonzero(marks.of(_COMMA))
     counts = np.bincount(
@@ -211,13 +214,13 @@ def _fields(
     fields = []
     for place in range(width):
         begin, end = np.ascontiguousarray(begins[:, place]), np.ascontiguousarray(ends[:, place])
-        # An empty text is quoted.
+        # An empty place is null: an empty text is quoted.
         fields.append(marks.parts(begin, end, begin == end))
     return fields, is_right
 
 
 def _spread(array: AnyArray, texts: Texts) -> AnyArray:
-    """Values of the texts as values of all rows."""
+    """The values of the texts, with null for the other rows."""
     if texts.is_valid is None:
         return array
     places = np.cumsum(texts.is_valid) - 1
@@ -232,7 +235,7 @@ def _struct(type_: pa.DataType, children: list[AnyArray], texts: Texts) -> AnyAr
 
 
 def read_ranges(subtype: Form, strings: AnyArray) -> Parsed:
-    """Structs of `RANGE_FIELDS`; a bound that is infinite is null."""
+    """Structs of `RANGE_FIELDS`; an infinite bound is null."""
     texts = Texts(strings)
     is_empty = _is_word(texts, b"empty")
     bounded = texts.only(~is_empty) if is_empty.any() else texts
@@ -264,7 +267,7 @@ def read_ranges(subtype: Form, strings: AnyArray) -> Parsed:
 
 
 def range_type(subtype: pa.DataType) -> pa.DataType:
-    """The struct that a range becomes."""
+    """The struct type of a range."""
     return struct_of(RANGE_FIELDS, [subtype, subtype, pa.bool_(), pa.bool_(), pa.bool_()])
 
 
@@ -299,7 +302,7 @@ def read_multiranges(range_: Form, strings: AnyArray) -> Parsed:
     rows = texts.rows()
     holders = np.searchsorted(texts.ends, begins, side="right")
     counts = np.bincount(holders, minlength=len(rows))
-    # Whole ranges, with the quotes in them.
+    # Whole ranges, with their quotes.
     parsed = range_.read(cut(texts.data, begins, ends))
     outer = np.zeros(texts.count, np.int64)
     outer[rows] = counts
@@ -321,7 +324,7 @@ def read_hstores(text: Form, strings: AnyArray) -> Parsed:
     is_key = after[closes + 1] == ord("=")
     keys = marks.parts(opens[is_key], closes[is_key] + 1, None)
     is_null = after[closes[is_key] + 3] != _QUOTE
-    # The text after a key is its value, unless that is null.
+    # The quoted text after a key is its value, unless the value is null.
     following = np.minimum(np.flatnonzero(is_key) + 1, max(len(opens) - 1, 0))
     begins = np.where(is_null, opens[is_key], opens[following])
     ends = np.where(is_null, opens[is_key], closes[following] + 1)
@@ -354,7 +357,7 @@ DICTIONARY_OF_TEXTS: Final = pa.dictionary(pa.int32(), pa.string())
 
 
 def read_labels(text: Form, strings: AnyArray) -> Parsed:
-    """A dictionary of the labels that occur: a label may have been added since."""
+    """A dictionary array of the labels that occur, also of labels that were added since."""
     parsed = text.read(strings)
     encoded: Any = parsed.array
     return Parsed(encoded.dictionary_encode(), parsed.odd)

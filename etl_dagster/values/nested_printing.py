@@ -27,12 +27,12 @@ def print_arrays(element: Form, delimiter: str, array: AnyArray) -> Texts:
 
 
 def _braced(texts: Sequence[str | None], delimiter: str) -> str:
-    # An empty array has no dimensions, so no array holds it.
+    # An empty array has no dimensions, so it can't be inside of another array.
     return "{" + delimiter.join("NULL" if text is None else text for text in texts) + "}"
 
 
 def _parts(form: Form, values: AnyArray) -> Texts:
-    """The texts of parts; null stays null, also of types that tell something else by it."""
+    """The texts of parts; null stays null, also for types that print it as another value."""
     texts = form.print(values)
     nulls = values.is_null().to_pylist()
     return [None if is_null else text for text, is_null in zip(texts, nulls, strict=True)]

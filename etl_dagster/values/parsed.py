@@ -1,4 +1,4 @@
-"""What became of a column's texts: an array, and the values that the array can't hold."""
+"""The result of reading a column's texts: an array, and the values that it can't hold."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class Odd:
     Both have one element for each such value, in the order of the array.
     """
 
-    #: int64, ascending: where in the array they are. The array has null there; of a value with
-    #: parts, perhaps only in place of the part; of a text that isn't UTF-8, the text with its bytes
-    #: escaped.
+    #: int64, ascending: their places in the array. The array has null there; for a value with
+    #: parts, perhaps only in place of the part; for a text that isn't UTF-8, the text with these
+    #: bytes escaped.
     places: npt.NDArray[np.int64]
-    #: string: the values as Postgres printed them; of a text that isn't in the encoding of its
-    #: database, the bytes (`strings.bytes_text`).
+    #: string: the values as Postgres printed them; for a text that isn't in the encoding of its
+    #: database, its bytes (`strings.bytes_text`).
     texts: pa.Array[Any]
 
     def __len__(self) -> int:
         return len(self.places)
 
     def mask(self, count: int) -> npt.NDArray[np.bool_]:
-        """Of an array of `count` values, which ones they are."""
+        """For an array of `count` values: bool, which of them are odd."""
         mask = np.zeros(count, bool)
         mask[self.places] = True
         return mask
 
     def slice(self, start: int, stop: int) -> Odd | None:
-        """Those of a part of the array; None where it has none."""
+        """The odd values of a part of the array; None if it has none."""
         low, high = self.places.searchsorted([start, stop])
         if low == high:
             return None
         return Odd(self.places[low:high] - start, self.texts.slice(low, high - low))
 
     def shifted(self, by: int) -> Odd:
-        """The same values where `by` others stand before the array."""
+        """The same odd values, after `by` other values were put before the array."""
         return Odd(self.places + by, self.texts)
 
 
@@ -60,12 +60,12 @@ class Parsed:
         return 0 if self.odd is None else len(self.odd)
 
     def also(self, odd: Odd | None) -> Parsed:
-        """The same array, where these values were odd before it was made."""
+        """The same array, with values that were found to be odd in an earlier step."""
         return Parsed(self.array, joined([odd, self.odd]))
 
 
 def odd_where(strings: pa.Array[Any], is_odd: pa.Array[Any]) -> Odd | None:
-    """The odd ones among some texts.
+    """The odd values among some texts.
 
     Args:
         is_odd: bool, as long as `strings`; null counts as false.
@@ -78,7 +78,7 @@ def odd_where(strings: pa.Array[Any], is_odd: pa.Array[Any]) -> Odd | None:
 
 
 def joined(parts: Iterable[Odd | None]) -> Odd | None:
-    """Odd values of one array, found in several steps; the first text of each value counts."""
+    """The odd values of one array, found in several steps; of each, the first text is kept."""
     found = [part for part in parts if part is not None and len(part)]
     if len(found) < 2:
         return found[0] if found else None

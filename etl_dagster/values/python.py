@@ -15,9 +15,9 @@ _DAY_US: Final = 86_400_000_000
 def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows as dictionaries.
 
-    Python has no object for some dates and timestamps. Of these the infinities become the texts
-    ``infinity`` and ``-infinity``; others (BC, years past 9999) stay numbers, days or microseconds
-    since 1970-01-01. The end of a day is the text ``24:00:00``.
+    Python has no object for some dates and timestamps. The infinities become the texts ``infinity``
+    and ``-infinity``; others (BC, years past 9999) stay numbers: days or microseconds since
+    1970-01-01. The end of a day is the text ``24:00:00``.
     """
     if not batch.num_columns:
         return [{} for _ in range(batch.num_rows)]
@@ -27,7 +27,7 @@ def to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def to_objects(array: pa.Array[Any]) -> list[Any]:
-    """The values as `to_dicts` gives them: of a list a list, of a struct or map a dictionary."""
+    """The values as in `to_dicts`: a list for a list, a dictionary for a struct or a map."""
     kind = array.type
     if kind == pa.time64("us"):
         return _to_times(array)
@@ -75,7 +75,7 @@ def _to_object(scalar: Any) -> Any:
 
 
 def _to_times(array: Any) -> list[Any]:
-    """Arrow's own conversion makes 24:00:00 the beginning of the day."""
+    """Arrow's own conversion would turn 24:00:00 into the beginning of the day."""
     numbers = array.view(pa.int64()).to_pylist()
     return [
         "24:00:00" if number == _DAY_US else value

@@ -1,6 +1,6 @@
-"""The text of one type read as a value of another: what a cast in the settings does.
+"""Reads the text of one type as a value of another: what a `cast` in the settings does.
 
-What isn't a value of the type is odd, like a value that its own type can't hold.
+A text that isn't a value of the type is odd, like a value that its own type can't hold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_DIGITS: Final = 38
 
 
 def type_named(text: str) -> CastTo | None:
-    """The type of this name that values can be read as; None where there is none.
+    """The type with this name that values can be read as; None if there is none.
 
     >>> type_named("numeric(12, 2)").type_name
     'numeric(12,2)'
@@ -62,7 +62,7 @@ def form_as(cast: CastTo) -> Form:
 
 
 def read_as(cast: CastTo, strings: AnyArray) -> Parsed:
-    """The values that texts of any type are, read as those of this one."""
+    """The texts of any type, read as values of this one."""
     if cast.type_oid == TEXT:
         return read_text(strings)
     respell = REGISTRY[cast.type_oid].reads
@@ -73,13 +73,13 @@ def read_as(cast: CastTo, strings: AnyArray) -> Parsed:
     parsed = _read(form_as(cast), spelled)
     odd = parsed.odd
     if odd is not None:
-        # As it stood in the source.
+        # As it was in the source.
         odd = Odd(odd.places, texts.take(pa.array(odd.places)))
     return Parsed(parsed.array, joined([odd_where(texts, is_other), odd]))
 
 
 def as_printed(column: ColumnSchema, text: str) -> str | None:
-    """A text as Postgres prints the value of the column's type that it is; None: it is none."""
+    """The text that Postgres prints for the value that people write so; None: it isn't one."""
     row = row_of(column)
     if column.type is None and row.reads is not None:
         printed: str | None = row.reads(pa.array([text], pa.string()))[0].as_py()

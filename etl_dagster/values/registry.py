@@ -1,4 +1,4 @@
-"""Every type that Postgres brings."""
+"""Every built-in type of Postgres."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ REGISTRY: Final[Mapping[int, BuiltIn]] = {
     for row in family.ROWS
 }
 
-#: Of an enum, an array, a type of an extension: nothing is known but what Postgres prints.
+#: For enums, arrays and types of extensions: only what Postgres prints is known.
 UNKNOWN: Final = texts.printed(0, "unknown")
 
 
 def row_of(column: ColumnSchema) -> BuiltIn:
-    """What is known of the column's type; of a domain, of the type behind it."""
+    """The row of the column's type; for a domain, of its base type."""
     return REGISTRY.get(column.effective_type_oid, UNKNOWN)
 
 
 def text_tells(column: ColumnSchema) -> str:
-    """What the texts of the column's values tell besides the values (`BuiltIn.text_tells`).
+    """What the texts of the column's values have in them besides the values.
 
-    Empty where a value always prints the same.
+    See `BuiltIn.text_tells`. Empty if a value always prints the same.
     """
     if column.type is None:
         return row_of(column).text_tells
@@ -39,13 +39,13 @@ def text_tells(column: ColumnSchema) -> str:
 
 
 def prints_money(column: ColumnSchema) -> bool:
-    """Whether money is in the column's values, which prints by a setting."""
+    """Whether the column's values have money in them, which is printed by a setting."""
     if column.type is None:
         return column.effective_type_oid == oids.MONEY
     return any(scalar.oid == oids.MONEY for scalar in scalars_in(column.type))
 
 
 def type_name(type_oid: int) -> str | None:
-    """As format_type() spells it; None where the type isn't built in."""
+    """The name as format_type() spells it; None if the type isn't built in."""
     row = REGISTRY.get(type_oid)
     return None if row is None else row.name

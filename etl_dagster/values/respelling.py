@@ -1,4 +1,4 @@
-"""Texts of other types as a type would print them; null for those that aren't its values."""
+"""Texts of other types as this type would print them; null for those that aren't its values."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ def as_it_is(texts: Any) -> Any:
 
 
 def as_booleans(texts: Any) -> Any:
-    """Words for true and false, in whatever case."""
+    """Words for true and false, in upper or lower case."""
     texts = _replaced(texts, "^(?i:t|true|y|yes|on|1)$", "t")
     return matching("t|f", _replaced(texts, "^(?i:f|false|n|no|off|0)$", "f"))
 
 
 def as_uuids(texts: Any) -> Any:
-    """With hyphens, in whatever case."""
+    """With hyphens, in upper or lower case."""
     digits = [f"[0-9a-f]{{{count}}}" for count in (8, 4, 4, 4, 12)]
     return matching("-".join(digits), _compute.utf8_lower(texts))
 
 
 def as_dates(texts: Any) -> Any:
-    """Days, and moments without their time."""
+    """Days, and moments, whose time is cut off."""
     days = _replaced(texts, rf"^({_DAY})[ T]\d{{2}}:[^ ]*$", r"\1")
     return _on_days_that_exist(matching(f"{_DAY}|-?infinity", days))
 
 
 def as_timestamps(zone: str, texts: Any) -> Any:
-    """Moments, and the beginnings of days.
+    """Moments, and days, which become their beginnings.
 
     Args:
-        zone: that of a day alone; moments must have one then.
+        zone: the offset for a day alone, such as ``+00``: then moments must have an offset. Empty:
+            they must not have one.
     """
     texts = _replaced(texts, rf"^({_DAY})$", rf"\1 00:00:00{zone}")
     texts = _replaced(texts, rf"^({_DAY})T(.*)$", r"\1 \2")

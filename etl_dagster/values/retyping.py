@@ -6,14 +6,15 @@ from typing import Final
 
 from etl_dagster.values.columns import ColumnSchema
 
-#: Digits that a destination's decimal type holds; more are text there, which may be NaN.
+#: How many digits a destination's decimal type holds; wider numbers are text there, which may be
+#: NaN.
 _DECIMAL_DIGITS: Final = 38
 
 
 def keeps_rows(old: ColumnSchema, new: ColumnSchema) -> bool:
-    """Whether Postgres changes the type without writing the rows again, and every value stays.
+    """Whether Postgres changes the type without rewriting the rows, and every value stays.
 
-    Nothing but the type tells: a USING clause always has the rows written again.
+    The types alone decide: with a USING clause, Postgres always rewrites the rows.
 
     Source: ATColumnChangeRequiresRewrite() in Postgres' tablecmds.c.
     """

@@ -1,4 +1,4 @@
-"""How a column differs at the destination from what it is in the source."""
+"""How a column at the destination differs from the source."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-#: What stands in place of values: null, one constant, parts of their text, or a keyed hash of it.
+#: What replaces values: null, one constant, parts of their text, or a keyed hash of it.
 MaskKind: TypeAlias = Literal["null", "constant", "partial", "hash"]
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What stands in place of a column's values."""
+    """What replaces a column's values."""
 
     kind: MaskKind
-    #: The constant, as Postgres' text; under `partial`, what stands for the hidden characters.
+    #: The constant, as Postgres prints it; under `partial`, the text for the hidden characters.
     text: str = ""
     #: Characters of the text that `partial` shows, at its beginning and at its end.
     first: int = 0
@@ -59,12 +59,12 @@ class ColumnShape:
 
 
 def shape_to_json(shape: ColumnShape) -> dict[str, Any]:
-    """The shape as it is kept with its column."""
+    """The shape as JSON, as it is stored with its column."""
     return {name: value for name, value in asdict(shape).items() if value is not None}
 
 
 def shape_from_json(kept: Mapping[str, Any]) -> ColumnShape:
-    """The shape that `shape_to_json` was given."""
+    """The inverse of `shape_to_json`."""
     known = dict(kept)
     if (mask := known.get("mask")) is not None:
         known["mask"] = Mask(**mask)

@@ -1,4 +1,4 @@
-"""Where the parts are in the texts of a column: which commas and braces are outside of quotes."""
+"""Finds the parts in the texts of a column: which commas and braces are outside of quotes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Texts:
         offsets = np.frombuffer(buffers[1] or bytes(8), number)
         offsets = offsets[kept.offset : kept.offset + len(kept) + 1].astype(np.int64)
         data = np.frombuffer(buffers[2] or b"", np.uint8)
-        #: uint8, the bytes; int64, where each text begins, and ends.
+        #: uint8: the bytes of all texts. `begins` and `ends`, int64: where each text is in them.
         self.data: Bytes = data[offsets[0] : offsets[-1]] if len(kept) else data[:0]
         offsets = offsets - offsets[0]
         self.begins: Places = offsets[:-1]
@@ -63,13 +63,13 @@ class Texts:
         return found
 
     def rows(self) -> Places:
-        """Where in the column each text is."""
+        """The row of each text in the column."""
         if self.is_valid is None:
             return np.arange(self.count)
         return np.flatnonzero(self.is_valid)
 
     def only(self, which: Flags) -> Texts:
-        """The same column with other texts as null."""
+        """The same column, in which all other texts are null."""
         mask = np.zeros(self.count, bool)
         mask[self.rows()[which]] = True
         return Texts(_masked(self._strings, mask))
@@ -82,7 +82,7 @@ class Texts:
 
 
 def _masked(strings: AnyArray, is_valid: Flags) -> AnyArray:
-    """The strings with null for all but some."""
+    """The strings, null where `is_valid` is false."""
     buffers: list[Any] = strings.buffers()
     skipped = np.zeros(strings.offset, bool)
     validity = validity_of(np.concatenate([skipped, is_valid]))
@@ -92,7 +92,7 @@ def _masked(strings: AnyArray, is_valid: Flags) -> AnyArray:
 
 
 class Delimiters:
-    """Which bytes of some texts are marks outside of quotes, and which only quote.
+    """Tells which bytes of some texts are marks outside of quotes, and which only quote.
 
     Args:
         doubles: whether a quote inside of quotes is written twice, as in composites.
@@ -102,7 +102,7 @@ class Delimiters:
         self.data = data
         #: Inside of quotes, the opening one included. None: nothing is.
         self._inside: Flags | None = None
-        #: What stands there only for the sake of quoting. None: nothing does.
+        #: Bytes that only quote or escape, and are not part of a value. None: there are none.
         self._dropped: Flags | None = None
         self._is_quote: Flags | None = None
         is_quote = data == _QUOTE
@@ -126,7 +126,7 @@ class Delimiters:
             self._dropped = escaping if self._dropped is None else self._dropped | escaping
 
     def of(self, *bytes_: int) -> Flags:
-        """Where one of these bytes is outside of quotes."""
+        """Bool for each byte: whether it is one of these, outside of quotes."""
         found: Flags = self.data == bytes_[0]
         for byte in bytes_[1:]:
             found |= self.data == byte
@@ -135,17 +135,17 @@ class Delimiters:
         return found
 
     def quotes(self) -> tuple[Places, Places]:
-        """Where quotes open, and where each of them closes."""
+        """The places at which quotes open, and at which each of them closes."""
         if self._is_quote is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         places = np.flatnonzero(self._is_quote)
         return places[0::2], places[1::2]
 
     def parts(self, begins: Places, ends: Places, is_null: Flags | None) -> AnyArray:
-        """The texts between these places, without what only quotes.
+        """The texts between these places, without the bytes that only quote.
 
         Args:
-            is_null: which of them are null whatever they say; None: none is.
+            is_null: which of them are null, whatever their bytes are; None: none is.
         """
         data = self.data
         if self._dropped is not None:
@@ -158,7 +158,7 @@ class Delimiters:
 
 
 def _escaped(is_backslash: Flags) -> Flags:
-    """The bytes that a backslash stands before which isn't escaped itself."""
+    """The bytes after a backslash that is not escaped itself."""
     places = np.arange(len(is_backslash))
     since = places - np.maximum.accumulate(np.where(is_backslash, -1, places))
     escaped = np.zeros(len(is_backslash), bool)

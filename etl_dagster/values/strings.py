@@ -1,4 +1,4 @@
-"""Texts as UTF-8, whatever bytes the database keeps."""
+"""Texts as UTF-8, whatever bytes the database stores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from etl_dagster.values.parsed import Odd, Parsed
 
-#: Beyond this many bytes, places no longer fit the offsets of an ordinary string array.
+#: With more bytes than this, offsets don't fit into an ordinary string array.
 _INT32_END: Final = 2**31 - 1
 _ESCAPE: Final = "backslashreplace"
 _JSON_ESCAPE: Final = "etl_dagster.json_escape"
@@ -47,17 +47,17 @@ def read_text(strings: pa.Array[Any]) -> Parsed:
 
 
 def decode_stored(strings: pa.Array[Any], codec: str, *, is_json: bool) -> Parsed:
-    r"""Texts that are kept in another encoding than UTF-8, as UTF-8.
+    r"""Texts that are stored in another encoding, as UTF-8.
 
-    A byte that stands for no character becomes four, such as ``\x81``; in JSON it is ``\\x81``, so
-    that it stays JSON. Texts with such a byte are odd.
+    A byte that is not a character in that encoding becomes four characters, such as ``\x81``; in
+    JSON ``\\x81``, so that it stays JSON. Texts with such a byte are odd.
 
     Args:
         strings: a string or large string array of the bytes as they are stored.
-        codec: what Python calls the encoding.
+        codec: Python's name for the encoding.
 
     Returns:
-        An array of the same type; of odd values, the text has their bytes (`bytes_text`).
+        An array of the same type; the texts of odd values are their bytes (`bytes_text`).
     """
     errors = _JSON_ESCAPE if is_json else _ESCAPE
     if codec == "utf-8":
@@ -70,12 +70,12 @@ def decode_stored(strings: pa.Array[Any], codec: str, *, is_json: bool) -> Parse
     offsets = np.frombuffer(offset_buffer, np.int64 if is_large else np.int32)
     begin, end = offsets[strings.offset], offsets[strings.offset + len(strings)]
     if not (np.frombuffer(data_buffer, np.uint8)[begin:end] >= 0x80).any():
-        return Parsed(strings)  # every encoding of a database has ASCII in the same place
+        return Parsed(strings)  # ASCII is the same in every encoding of a database
     return _decoded(strings, codec, errors)
 
 
 def valid_text(strings: pa.Array[Any], errors: str = _ESCAPE) -> Parsed:
-    """The strings with what isn't UTF-8 escaped: a SQL_ASCII database keeps any byte."""
+    """The strings, with bytes that aren't UTF-8 escaped: a SQL_ASCII database stores any byte."""
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid:
@@ -84,9 +84,9 @@ def valid_text(strings: pa.Array[Any], errors: str = _ESCAPE) -> Parsed:
 
 
 def _decoded(strings: pa.Array[Any], codec: str, errors: str) -> Parsed:
-    r"""The texts, each distinct one by Python; a byte without a character becomes ``\x81``.
+    r"""The texts, each distinct one decoded by Python; an invalid byte becomes such as ``\x81``.
 
-    Not U+FFFD, which is the same for all such bytes: two keys must not become one.
+    Not U+FFFD, which would be the same for all such bytes: two keys must not become one.
     """
     encoded: Any = strings.cast(pa.large_binary()).dictionary_encode()
     values = encoded.dictionary.to_pylist()
@@ -109,8 +109,8 @@ def _decoded(strings: pa.Array[Any], codec: str, errors: str) -> Parsed:
 def bytes_text(value: bytes) -> str:
     r"""The bytes of a text that isn't in its database's encoding, as DuckDB prints a BLOB.
 
-    ASCII is itself, but for the backslash; that and all other bytes are such as ``\x5C``. So no two
-    texts have the same, and DuckDB's cast to BLOB gives the bytes back.
+    ASCII is unchanged, except for the backslash; that and all other bytes are written as ``\x5C``.
+    So different texts stay different, and DuckDB's cast to BLOB returns the bytes.
     """
     return "".join(
         chr(byte) if byte != _BACKSLASH and 0x20 <= byte < 0x7F else f"\\x{byte:02X}"
@@ -136,7 +136,7 @@ def cut(
 
     Args:
         begins, ends: ascending; each text ends before the next one begins.
-        is_valid: false where there is no text, and `begins` equals `ends`; None: all are there.
+        is_valid: false for null, where `begins` equals `ends`; None: there are no nulls.
     """
     count = len(begins)
     is_large = len(data) > _INT32_END
@@ -161,8 +161,11 @@ def cut(
 
 
 def ascii_scalar(text: str, string_type: pa.DataType) -> Any:
-    """An ASCII string of the given type. pa.scalar() and pa.array() import pandas, if it is there,
-    which takes a second; what every stream needs doesn't call them."""
+    """An ASCII string of the given type.
+
+    pa.scalar() and pa.array() import pandas if it is installed, which takes a second; the code that
+    every stream runs doesn't call them.
+    """
     number = np.int64 if string_type == pa.large_string() else np.int32
     offsets = buffer_of(np.array([0, len(text)], number))
     return pa.Array.from_buffers(string_type, 1, [None, offsets, pa.py_buffer(text.encode())])[0]

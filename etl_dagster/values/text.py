@@ -17,8 +17,8 @@ def parse(column: ColumnSchema, strings: pa.Array[Any], codec: str | None = None
 
     Args:
         strings: a string or large string array; it may hold what isn't UTF-8.
-        codec: how the database keeps its text, as Python calls it, where the strings are what it
-            keeps; None: UTF-8.
+        codec: Python's name for the encoding of the strings, if they are as the database stores
+            them; None: UTF-8.
 
     Returns:
         An array of `forms.arrow_type(column)`, as long as `strings`, and the odd values.
@@ -29,7 +29,7 @@ def parse(column: ColumnSchema, strings: pa.Array[Any], codec: str | None = None
 
 
 def nulls_of(column: ColumnSchema, count: int) -> pa.Array[Any]:
-    """What stands for the values of a column that is not read (`ColumnSchema.is_read`)."""
+    """Nulls for the values of a column that is not read (`ColumnSchema.is_read`)."""
     import pyarrow as pa
 
     from etl_dagster.values.forms import arrow_type
@@ -41,7 +41,7 @@ def nulls_of(column: ColumnSchema, count: int) -> pa.Array[Any]:
 
 
 def missing_value(column: ColumnSchema) -> pa.Array[Any] | None:
-    """What an added column holds in the rows that were there: one value, or None for null."""
+    """The value of an added column in the rows that existed before: an array of one; None: null."""
     import pyarrow as pa
 
     if column.missing_value is None:
@@ -51,7 +51,7 @@ def missing_value(column: ColumnSchema) -> pa.Array[Any] | None:
 
 
 def missing_object(column: ColumnSchema) -> Any:
-    """`missing_value` as an object, such as rows as dictionaries have."""
+    """`missing_value` as a Python object, as in `to_dicts`."""
     from etl_dagster.values.python import to_objects
 
     values = missing_value(column)

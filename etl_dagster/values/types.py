@@ -1,8 +1,8 @@
-"""What pg_type says of a type, down to the types that it is built of.
+"""What pg_type has about a type, down to the types that it is built of.
 
-The OIDs of a user's own types differ from database to database, and may be gone when a value is
-read. So a schema keeps the whole tree, and its JSON. Two types are equal when their values are
-printed and held alike: what a type is called, and which labels an enum has, makes no difference.
+The OIDs of a user's own types differ from database to database, and a type may be dropped before a
+value is read. So a schema keeps the whole tree, also in its JSON. Two types are equal if their
+values are printed and held in the same way: names of types and labels of enums don't matter.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Scalar:
     name: str
     #: pg_attribute.atttypmod; -1 where the type has none.
     modifier: int = -1
-    #: The extension that brought it; empty for what Postgres brings, and for a user's own.
+    #: The extension that it belongs to; empty for built-in types and for a user's own.
     extension: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array; its values may have other dimensions than these, and other lower bounds than 1."""
+    """An array; values may have another number of dimensions, and lower bounds other than 1."""
 
     oid: int
     name: str = field(compare=False)
     element: PgType
     #: As declared: pg_attribute.attndims or pg_type.typndims; at least 1.
     dimensions: int = 1
-    #: pg_type.typdelim of the element: between two of them.
+    #: pg_type.typdelim of the element: the character between two elements.
     delimiter: str = ","
 
 
@@ -48,15 +48,15 @@ class Range:
     oid: int
     name: str = field(compare=False)
     subtype: PgType
-    #: Whether its order is the one that its subtype has by default, in every database.
+    #: Whether it uses the default order of its subtype, which is the same in every database.
     is_plain: bool = field(default=False, compare=False)
-    #: What its multirange is called; empty where it has none (before Postgres 14).
+    #: The name of its multirange; empty if it has none (before Postgres 14).
     multirange: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Multirange:
-    """A list of ranges that don't overlap, in order."""
+    """An ordered list of ranges that don't overlap."""
 
     oid: int
     name: str = field(compare=False)
@@ -85,19 +85,19 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class Enum:
-    """Some labels. More may be added at any place, without a word in the stream."""
+    """A list of labels. More may be added at any place, and the stream doesn't report it."""
 
     oid: int
     name: str = field(compare=False)
     #: In their order.
     labels: tuple[str, ...] = field(compare=False)
-    #: pg_enum.oid of each: a label that is renamed keeps it. Empty where it was not read.
+    #: pg_enum.oid of each: a renamed label keeps it. Empty if it was not read.
     label_ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Another type with constraints; its values are that type's."""
+    """Another type with constraints; it has the same values."""
 
     oid: int
     name: str = field(compare=False)
@@ -108,14 +108,14 @@ PgType: TypeAlias = Scalar | Array | Range | Multirange | Composite | Enum | Dom
 
 
 def without_domains(type_: PgType) -> PgType:
-    """The type whose values a domain's values are."""
+    """The base type of a domain; any other type itself."""
     while isinstance(type_, Domain):
         type_ = type_.base
     return type_
 
 
 def contains_composite(type_: PgType) -> bool:
-    """Whether the type is a composite, or is built of one."""
+    """Whether the type is a composite, or has one in it."""
     match type_:
         case Composite():
             return True
@@ -132,10 +132,10 @@ def contains_composite(type_: PgType) -> bool:
 
 
 def is_users_own(type_: PgType) -> bool:
-    """Whether another Postgres can have the type by the same name.
+    """Whether a user made the type, and another Postgres can have it under the same name.
 
-    An enum, a domain, a composite that isn't a table's, a range of a built-in type in its usual
-    order, or an array of such.
+    That is so for an enum, a domain, a composite that isn't a table's, a range of a built-in type
+    in its default order, and an array of one of these.
     """
     match type_:
         case Enum() | Domain():
@@ -153,7 +153,7 @@ def is_users_own(type_: PgType) -> bool:
 
 
 def leaves_in(type_: PgType) -> Iterator[Scalar | Enum]:
-    """The types without parts that the type is built of."""
+    """The types without parts that are in the type."""
     match type_:
         case Scalar() | Enum():
             yield type_
@@ -173,12 +173,12 @@ def leaves_in(type_: PgType) -> Iterator[Scalar | Enum]:
 
 
 def scalars_in(type_: PgType) -> Iterator[Scalar]:
-    """The same without enums."""
+    """As `leaves_in`, without enums."""
     return (leaf for leaf in leaves_in(type_) if isinstance(leaf, Scalar))
 
 
 def enums_in(type_: PgType) -> Iterator[Enum]:
-    """The enums that the type is built of."""
+    """The enums that are in the type."""
     return (leaf for leaf in leaves_in(type_) if isinstance(leaf, Enum))
 
 
@@ -221,10 +221,10 @@ def type_to_json(type_: PgType) -> dict[str, Any]:
 
 
 def type_from_json(content: Mapping[str, Any]) -> PgType:
-    """The tree that `type_to_json` was given.
+    """The inverse of `type_to_json`.
 
     Raises:
-        ValueError, KeyError, TypeError: that isn't what it gives.
+        ValueError, KeyError, TypeError: `type_to_json` doesn't make such content.
     """
     oid, name = content["oid"], content["name"]
     match content["kind"]:
