@@ -11,14 +11,14 @@ from etl_dagster.config.section import Section
 from etl_dagster.config.tables import TableMode
 from etl_dagster.kinds import STORES, UnknownKind, find_config_model, known_kinds
 
-#: Stands for the type of a destination that a pipeline is given as an object.
+#: The type of a destination that a pipeline gets as an object.
 GIVEN = "given"
-#: The type of a state store that names none.
+#: The type of a state store if none is configured.
 DEFAULT_STORE = "postgres"
 
 
 class StoreConfig(Section):
-    """What the section ``state_store`` of every type has; the base of a type of one's own."""
+    """What the section ``state_store`` has for every type; the base for your own type."""
 
     type: str
 
@@ -29,20 +29,20 @@ class StoreConfig(Section):
 
 
 class DestinationConfig(Section):
-    """What the section ``destination`` of every type has; the base of a type of one's own."""
+    """What the section ``destination`` has for every type; the base for your own type."""
 
-    #: Whether the destination has types of its own for what is text in Arrow, such as intervals,
-    #: and makes its columns by `values.form.OwnType`.
+    #: Whether the destination has types of its own for values that are text in Arrow, such as
+    #: intervals, and creates columns as in `values.form.OwnType`.
     has_own_types: ClassVar[bool] = False
-    #: Whether it reads the text that Postgres prints as the value itself: what Arrow can't hold
-    #: arrives as text then, and nothing of it is odd.
+    #: Whether it reads the text that Postgres prints as the value itself. Then values that Arrow
+    #: can't hold arrive as text, and are not odd.
     reads_text: ClassVar[bool] = False
 
     type: str
 
     @property
     def makes_types(self) -> bool:
-        """Whether it makes the types that users of the source made."""
+        """Whether it creates the types that users of the source created."""
         return False
 
     @property
@@ -52,24 +52,24 @@ class DestinationConfig(Section):
 
     @property
     def odd_values_at(self) -> str:
-        """Where values went that columns' types can't hold, for people: a sentence."""
-        return f"A destination of type {self.type} is sent them with their rows and may keep them."
+        """Where values are that columns' types can't hold, for people: a sentence."""
+        return f"A destination of type {self.type} gets them with their rows, and may keep them."
 
     def refusal(self, choice: str) -> str | None:
-        """Why values can't arrive in this way, a choice of `nested` or `numeric`; None: they can.
+        """Why values can't arrive as chosen by `nested` or `numeric`; None: they can.
 
-        Where it gives a reason for the default of `nested`, values with parts arrive as text.
+        If there is a reason against the default of `nested`, values with parts arrive as text.
         """
         return None
 
     def mode_refusal(self, mode: TableMode) -> str | None:
-        """Why tables can't be kept in a mode that the destination doesn't declare; None: unsaid."""
+        """Why tables can't be kept in a mode that the destination doesn't declare, or None."""
         return None
 
     def left_by_mode(self, before: TableMode, now: TableMode) -> str | None:
         """What becomes of a table's rows when its mode changes, for people.
 
-        None: a mirror's are replaced, and any others stay under another name.
+        None: rows of a mirror are replaced, and other rows stay under another name.
         """
         return None
 

@@ -18,6 +18,12 @@ _EXPANSION = re.compile(
 def expand(
     value: Any, environ: Mapping[str, str], mistakes: list[tuple[Place, str]], place: Place
 ) -> Any:
+    """The value with the variables in its texts replaced, at any depth.
+
+    Args:
+        mistakes: gets those that are found, each with its place.
+        place: of the value.
+    """
     if isinstance(value, Mapping):
         return {k: expand(v, environ, mistakes, (*place, str(k))) for k, v in value.items()}
     if isinstance(value, list):
@@ -37,7 +43,7 @@ def expand(
         if default is not None:
             return default
         mistakes.append((place, f"the environment variable {name} is not set"))
-        return "0"  # stands in so that the rest can still be checked
+        return "0"  # in place of the value, so that the rest can still be checked
 
     return _EXPANSION.sub(replacement, value)
 
@@ -45,7 +51,7 @@ def expand(
 def override(
     values: dict[str, Any], environ: Mapping[str, str], mistakes: list[str]
 ) -> dict[Place, str]:
-    """Apply the overrides; returns the variable of each."""
+    """Apply the overrides; returns the name of the variable by the place that it sets."""
     variables: dict[Place, str] = {}
     for name in sorted(environ):
         if not name.startswith(ENV_PREFIX):

@@ -16,20 +16,20 @@ class FanOutConfig(Section):
     buffer: ByteCount = Field(
         32 * 1024**2,
         ge=64_000,
-        description="Memory for what one destination has not taken yet; while it is full, the slot "
-        "isn't read, and the others wait.",
+        description="Memory for changes that one destination has not taken yet; while it is full, "
+        "the slot isn't read, and the others wait.",
     )
     max_wal_behind: ByteCount = Field(
         1024**3,
         ge=1_000_000,
-        description="A destination that is behind by more WAL, and holds the others back, is set "
-        "aside: it gets a slot of its own.",
+        description="A destination that is behind by more WAL than this, and holds the others "
+        "back, is set aside: it gets a slot of its own.",
     )
     max_wal_kept: ByteCount = Field(
         10 * 1024**3,
         ge=1_000_000,
-        description="A destination that was set aside loses its slot once that keeps more WAL, and "
-        "its tables are copied again.",
+        description="A destination that was set aside loses its slot if the slot keeps more WAL "
+        "than this, and its tables are copied again.",
     )
     former: str | None = Field(
         None,
@@ -40,7 +40,7 @@ class FanOutConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class FanOutMember:
-    """Of which pipeline with several destinations a configuration is one, and which."""
+    """Says that a configuration is one destination of a pipeline with several, and which one."""
 
     pipeline: str
     name: str
@@ -49,5 +49,5 @@ class FanOutMember:
 
     @property
     def own_slot_of(self) -> str:
-        """Takes the place of the pipeline in the name of the slot that is this member's alone."""
+        """Replaces the pipeline's name in the name of the slot that only this member reads."""
         return f"{self.pipeline}{BETWEEN}{self.name}"

@@ -8,12 +8,12 @@ from etl_dagster.config.section import ByteCount, Section
 
 
 class MemoryConfig(Section):
-    """One budget for all that a process reads: streams, copies, every destination."""
+    """One budget for all that a process reads: streams and copies, for all destinations."""
 
     max_bytes: ByteCount | None = Field(
         None,
         ge=64 * 1024**2,
-        description="Memory of the process above which nothing new is read until what was read is "
-        "written. It also bounds batches, and the chunks that are copied at a time. Three quarters "
-        "of what the container or the machine has unless given.",
+        description="If the process has more memory than this, it reads nothing new until what it "
+        "has read is written. It also bounds batches, and the chunks that are copied at a time. By "
+        "default three quarters of the memory of the container or the machine.",
     )

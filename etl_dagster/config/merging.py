@@ -1,4 +1,4 @@
-"""What several settings that concern one table amount to."""
+"""Merges the settings of all entries that match one table or column."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from etl_dagster.table_pattern import Pattern, TablePattern
 
 
 class MergedTables:
-    """The section ``tables``; what was asked for once is kept.
+    """The section ``tables``; results are cached.
 
-    The methods are those of `PipelineConfig`.
+    The methods are described in `PipelineConfig`.
     """
 
     def __init__(self, tables: Mapping[str, TableConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Where the numbers of a running pipeline go."""
+"""Where a running pipeline exports its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model found wrong, as a sentence and its place."""
+"""What pydantic found wrong, as a sentence and its place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
 
 
 def mistake_of(detail: Any, values: Mapping[str, Any]) -> tuple[Place, str]:
-    """One mistake and its place, never with the value, which may be a secret."""
+    """One mistake and its place; never with the value, which may be a secret."""
     place = tuple(map(str, detail["loc"]))
     kind = detail["type"]
     message = describe(kind, detail["msg"], detail.get("ctx") or {})
@@ -48,7 +48,7 @@ def mistake_of(detail: Any, values: Mapping[str, Any]) -> tuple[Place, str]:
 
 
 def _section_model(place: Place, values: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The model of a section; None where there is none."""
+    """The model of a section; None if there is none."""
     match place:
         case ():
             return PipelineConfig

@@ -5,26 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-#: Stands between the names of a pipeline and of one of its destinations or shards.
+#: Separates the name of a pipeline from that of one of its destinations or shards.
 BETWEEN = "__"
-#: Of a pipeline: the name of a slot holds it, and Postgres keeps 63 bytes of that.
+#: The longest name of a pipeline, in characters: slot names have it in them, and Postgres keeps 63
+#: bytes of these.
 LONGEST = 30
 _SLUG = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def is_slug(name: str) -> bool:
-    """Whether a name begins with a lower-case letter, and holds only such, digits and _."""
+    """Whether a name begins with a lower-case letter, and has only such letters, digits and _."""
     return _SLUG.fullmatch(name) is not None
 
 
 def mistakes_of_names(
     section: str, pipeline: str, names: Iterable[str], what: str
 ) -> Iterator[str]:
-    """What is wrong with names that follow the pipeline's.
+    """What is wrong with names that are put after the pipeline's, a sentence for each.
 
     Args:
-        section: where in the configuration they are.
-        what: is named.
+        section: of the configuration, which has the names.
+        what: they name, in one word.
     """
     for name in names:
         place = f"{section}.{name}"
@@ -35,6 +36,6 @@ def mistakes_of_names(
             )
         elif len(name) + len(BETWEEN) + len(pipeline) > LONGEST:
             yield (
-                f"{place}: the names of pipeline and {what} have together more than "
-                f"{LONGEST - len(BETWEEN)} characters"
+                f"{place}: the names of the pipeline and of this {what} must together have at "
+                f"most {LONGEST - len(BETWEEN)} characters"
             )

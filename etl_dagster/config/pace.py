@@ -1,4 +1,4 @@
-"""How much at a time, and what is done again when it fails: batches, copies, retries."""
+"""How much is done at a time, and how failures are retried: batches, copies, retries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etl_dagster.config.section import ByteCount, Section
 
 
 class BatchConfig(Section):
-    """When a stretch of the stream is closed and written."""
+    """When a batch of the stream is closed and written."""
 
     max_fill_ms: int = Field(1000, ge=1, description="Maximum age of the oldest change in a batch.")
     max_bytes: ByteCount = Field(
@@ -33,7 +33,7 @@ class BatchConfig(Section):
         description="Maximum disk space for transactions in progress.",
     )
     spool_dir: Path | None = Field(
-        None, description="Folder for them; by default one for temporary files."
+        None, description="Folder for these; by default the one for temporary files."
     )
 
 
@@ -56,7 +56,7 @@ class RepairConfig(Section):
 
 
 class RetryConfig(Section):
-    """How failures that waiting may cure are retried; the delay doubles, with jitter."""
+    """How failures are retried if waiting may help; the delay doubles, with jitter."""
 
     initial_delay_ms: int = Field(500, ge=1, description="The first pause.")
     max_delay_ms: int = Field(30_000, ge=1, description="The longest pause.")

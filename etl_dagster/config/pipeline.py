@@ -49,7 +49,7 @@ from etl_dagster.kinds import DESTINATIONS, STORES
 from etl_dagster.table_pattern import TablePattern
 
 _ENVIRONMENT = re.compile(r"[A-Za-z0-9_-]+")
-#: Settings that say how values arrive.
+#: Settings that choose how values arrive.
 _CHOICES = ("nested", "numeric")
 
 
@@ -216,9 +216,9 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _choices_arrive(self) -> PipelineConfig:
-        """Only what was asked for is a mistake: the default gives way.
+        """Only what the configuration sets is a mistake: a default gives way.
 
-        Among several destinations, one that takes every value as text has no say.
+        Among several destinations, those that read every value as text don't count.
         """
         asked = {name: getattr(self, name) for name in self.model_fields_set & {*_CHOICES}}
         for table, settings in self.tables.items():
@@ -250,10 +250,9 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _quarantine_is_for_mirrors(self) -> PipelineConfig:
-        """The place apart for a row is one for what the source has now."""
+        """Quarantine keeps rows as the source has them now, so it can't hold a history."""
         refused = [
-            f"{place}: quarantine keeps rows apart from a mirror; with mode {mode}, choose another "
-            "policy"
+            f"{place}: quarantine is only for mode mirror; with mode {mode}, choose another policy"
             for place, mode in self._quarantines()
             if mode != "mirror"
         ]
@@ -277,7 +276,7 @@ class PipelineConfig(Section):
 
     @property
     def membership(self) -> FanOutMember | None:
-        """What `member` made this of; None of a pipeline of its own."""
+        """Which destination of which pipeline `member` chose; None for any other pipeline."""
         return self._membership
 
     def member(self, name: str) -> PipelineConfig:
@@ -301,16 +300,16 @@ class PipelineConfig(Section):
 
     @property
     def whole(self) -> PipelineConfig:
-        """The pipeline with all its destinations or shards that this is one of, or itself."""
+        """The pipeline with all its destinations or shards, if this is one of them; else itself."""
         return self if self._whole is None else self._whole
 
     def members(self) -> dict[str, PipelineConfig]:
-        """The pipelines to all `destinations`, or of all shards, by name; else none."""
+        """By name, the pipelines to all `destinations`, or of all shards; empty without either."""
         return {name: self.member(name) for name in self.destinations} or self._shards()
 
     @property
     def sharding(self) -> Sharding | None:
-        """Which shard `members` made this of; None of a pipeline with one stream."""
+        """Which shard `members` chose; None for a pipeline with one stream."""
         return self._sharding
 
     def _shards(self) -> dict[str, PipelineConfig]:
@@ -343,8 +342,11 @@ class PipelineConfig(Section):
         reads_text: bool = False,
         makes_types: bool = False,
     ) -> PipelineConfig:
-        """The same for a destination given as an object; its name is used where none was
-        configured."""
+        """The same for a destination given as an object, if none was configured.
+
+        Args:
+            name: becomes the type of the destination.
+        """
         if self.destination.type != GIVEN:
             return self
         copy = self.model_copy(update={"destination": DestinationConfig(type=name)})
@@ -369,23 +371,23 @@ class PipelineConfig(Section):
         return self.destination.makes_types or self._given_makes_types
 
     def matching(self, table_name: str) -> list[tuple[str, TableConfig]]:
-        """The settings that concern a table, given as the text of its `TableName`.
+        """The settings that match a table, given as the text of its `TableName`.
 
-        From the most general to the one that says most exactly which tables are meant: the name
-        itself, else the pattern with the most characters that aren't wild.
+        From the least to the most specific: patterns by their number of literal characters, then
+        the table's own name.
         """
         return self._settings.matching(table_name)
 
     def table(self, table_name: str) -> TableConfig:
-        """What differs for a table, given as the text of its `TableName`.
+        """The merged settings of a table, given as the text of its `TableName`.
 
-        Of several settings the more exact one wins; what is excluded by one is excluded. `columns`
-        has all of them: see `column`.
+        The most specific one wins; columns that any of them excludes are excluded. `columns` has
+        the entries of all of them: see `column`.
         """
         return self._settings.table(table_name)
 
     def column(self, table_name: str, column_name: str) -> ColumnConfig:
-        """What differs for a column. More exact are first settings of its table, then its name."""
+        """The merged settings of a column: more specific tables win, then more specific names."""
         return self._settings.column(table_name, column_name)
 
     @property
@@ -395,7 +397,7 @@ class PipelineConfig(Section):
         return self._merged
 
     def mode_of(self, table_name: str) -> TableMode:
-        """How a table is kept, where it is copied from now on."""
+        """How a table is kept if it is copied from now on."""
         return self.table(table_name).mode or self.mode
 
     def places_of_modes(self) -> dict[str, TableMode]:
@@ -406,16 +408,16 @@ class PipelineConfig(Section):
         return {"mode": self.mode} | tables
 
     def nested_of(self, table_name: str, column_name: str) -> Nested:
-        """How a column's values with parts arrive, where it is copied from now on."""
+        """How a column's values with parts arrive if it is copied from now on."""
         chosen = self.column(table_name, column_name).nested or self.nested
         return "text" if self.destination.refusal(chosen) else chosen
 
     def numeric_of(self, table_name: str, column_name: str) -> str:
-        """How a numeric without precision arrives, where it is copied from now on."""
+        """How a numeric without precision arrives if it is copied from now on."""
         return self.column(table_name, column_name).numeric or self.numeric
 
     def odd_policy(self, table_name: str, column_name: str) -> OddPolicy:
-        """What becomes of values that the column's type can't hold."""
+        """What happens to values that the column's type can't hold."""
         of_column = self.column(table_name, column_name).odd_values
         return of_column or self.table(table_name).odd_values or self.odd_values
 
@@ -433,5 +435,5 @@ class PipelineConfig(Section):
         return places
 
     def removes_partitions(self, table_name: str) -> bool:
-        """Whether rows of a table's partition go when the partition goes at the source."""
+        """Whether a partition's rows are deleted when it is removed from its table."""
         return (self.table(table_name).partitions_removed or self.partitions_removed) == "delete"

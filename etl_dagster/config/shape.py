@@ -12,24 +12,24 @@ from etl_dagster.table_name import TableName
 
 _PLACEHOLDER = re.compile(r"\{(?:schema|table)\}")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-#: Characters of a salt, at least: a shorter one can be found by trying.
+#: The least number of characters of a salt: a shorter one can be found by trying.
 _SHORTEST_SALT = 16
 
 
 class MaskConfig(BaseModel):
-    """What stands in place of a column's values."""
+    """What replaces a column's values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     kind: Literal["null", "constant", "partial", "hash", "off"]
-    constant: str = Field("", description="Under `constant`, what stands in every row.")
+    constant: str = Field("", description="Under `constant`, the value in every row.")
     show_first: int = Field(0, ge=0, description="Under `partial`, characters shown at the start.")
     show_last: int = Field(0, ge=0, description="Under `partial`, characters shown at the end.")
-    hidden: str = Field("***", description="Under `partial`, what stands for the others.")
+    hidden: str = Field("***", description="Under `partial`, the text for the other characters.")
 
 
 def _read_mask(value: Any) -> Any:
-    """The spellings of a mask as one mapping; what is none of them stays as it is."""
+    """The spellings of a mask as one mapping; any other mapping stays as it is."""
     if value is None:  # in YAML, null without quotes
         return {"kind": "null"}
     if value is False:  # in YAML, off without quotes
@@ -64,7 +64,7 @@ def _spelled(value: Any) -> str:
 
 
 class AddConfig(BaseModel):
-    """A column that holds the same in every row."""
+    """A column with the same value in every row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -94,11 +94,13 @@ AddSetting: TypeAlias = Annotated[AddConfig, BeforeValidator(_read_added)]
 
 
 def _require_target(text: str) -> str:
-    """Raises ValueError where the name isn't one of a table, with known placeholders alone."""
+    """Raises ValueError if it isn't a table's name, or has other placeholders than the known."""
     TableName.parse(text)
     rest = _PLACEHOLDER.sub("", text)
     if "{" in rest or "}" in rest:
-        raise ValueError("knows {schema} and {table}, the names in the source, and no other braces")
+        raise ValueError(
+            "may have {schema} and {table}, for the names in the source, in braces only"
+        )
     return text
 
 
@@ -106,7 +108,7 @@ def _require_target(text: str) -> str:
 TargetName: TypeAlias = Annotated[str, AfterValidator(_require_target)]
 
 
-#: As Postgres spells it; which ones there are, `etl_dagster.values.read_as` knows.
+#: The name of a type, as Postgres spells it; `etl_dagster.values.read_as` knows which there are.
 TypeName: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
@@ -121,16 +123,16 @@ FunctionName: TypeAlias = Annotated[str, AfterValidator(_require_function)]
 
 
 def require_salt(salt: SecretStr | None) -> SecretStr | None:
-    """Raises ValueError for one that is too short to keep hashed values secret."""
+    """Raises ValueError if the salt is too short to keep hashed values secret."""
     if salt is not None and len(salt.get_secret_value()) < _SHORTEST_SALT:
         raise ValueError(
-            f"must have at least {_SHORTEST_SALT} characters: values could be found by trying; "
+            f"must have at least {_SHORTEST_SALT} characters, so that it can't be found by trying; "
             "`openssl rand -hex 32` prints one"
         )
     return salt
 
 
 def require_names(names: Iterable[str]) -> None:
-    """Raises ValueError where one is empty."""
+    """Raises ValueError if one is empty."""
     if not all(names):
         raise ValueError("a name must not be empty")

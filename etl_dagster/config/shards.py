@@ -1,4 +1,4 @@
-"""Streams that outgrow one slot: the tables of a pipeline in several publications, a slot each."""
+"""For streams that outgrow one slot: a pipeline's tables in several publications, a slot each."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ShardConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """Which shard of which pipeline a configuration is, and which others there are."""
+    """Says which shard of which pipeline a configuration is, and which others there are."""
 
-    #: The pipeline as a whole; also what the shard of `source.publication` is called.
+    #: The name of the whole pipeline; also of the shard of `source.publication`.
     pipeline: str
-    #: As `--shard` has it.
+    #: The name of the shard, as in `--shard`.
     name: str
-    #: By the name of each shard, what it is called in the state store and at the destination.
+    #: By the name of each shard, its name in the state store and at the destination.
     pipelines: Mapping[str, str]
-    #: By the name of each shard.
+    #: By the name of each shard, its publication.
     publications: Mapping[str, str]
 
     @property
@@ -41,7 +41,7 @@ class Sharding:
 
     @property
     def other_pipelines(self) -> tuple[str, ...]:
-        """What the other shards are called in the state store and at the destination."""
+        """The names of the other shards in the state store and at the destination."""
         return tuple(self.pipelines[name] for name in self.others)
 
 
@@ -63,7 +63,7 @@ def shardings(
 def mistakes_of_shards(
     pipeline: str, publication: str, shards: Mapping[str, ShardConfig], *, has_several: bool
 ) -> Iterator[str]:
-    """What is wrong with shards, but for their names.
+    """What is wrong with shards, apart from their names.
 
     Args:
         has_several: whether there are several destinations.
@@ -71,9 +71,9 @@ def mistakes_of_shards(
     if has_several:
         yield "give either destinations or shards, not both"
     if pipeline in shards:
-        yield f"shards.{pipeline}: the tables of source.publication are the shard of this name"
+        yield f"shards.{pipeline}: the shard of source.publication already has this name"
     taken = {publication: "source.publication"}
     for name, shard in shards.items():
         place = f"shards.{name}.publication"
         if (other := taken.setdefault(shard.publication, place)) != place:
-            yield f"{place}: {shard.publication} is that of {other}; each shard has its own"
+            yield f"{place}: {other} has {shard.publication}, too; each shard needs its own"

@@ -15,7 +15,7 @@ _CONNECT_TIMEOUT = {"connect_timeout": "10"}
 _LONGEST_TIMEOUT_MS = 2**31 - 1
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
-#: libpq's parameters that say where a server is and which one of several is meant.
+#: libpq's parameters that say where a server is, and which one of several to use.
 _PLACE = ("host", "hostaddr", "port", "service", "target_session_attrs", "load_balance_hosts")
 
 
@@ -56,15 +56,15 @@ class SourceConfig(Section):
     keepalive_count: int | None = Field(
         None,
         ge=1,
-        description="Probes without an answer after which the connection is given up, as is one "
-        "that took as long over what was sent; 3 by default.",
+        description="After this many probes without an answer the connection is given up, and so "
+        "it is if sent data isn't acknowledged for as long; 3 by default.",
     )
     receiver_timeout_s: float = Field(
         60.0,
         ge=0,
         allow_inf_nan=False,
-        description="A replication stream that brings nothing for half as long is asked for a "
-        "keepalive, and reconnects if nothing comes in the other half, as by Postgres' "
+        description="A replication stream that brings nothing for half of this time is asked for a "
+        "keepalive, and reconnects if nothing comes in the other half, like Postgres' "
         "wal_receiver_timeout; 0: never.",
     )
     streaming: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = Field(
@@ -74,7 +74,7 @@ class SourceConfig(Section):
     )
     failover: bool = Field(
         False,
-        description="Whether standbys keep the pipeline's slot, too, so that it outlives a "
+        description="Whether standbys keep the pipeline's slot, too, so that it survives a "
         "promotion; PostgreSQL 17 or later.",
     )
     standby: bool = Field(
@@ -85,14 +85,15 @@ class SourceConfig(Section):
     primary_dsn: SecretStr | None = Field(
         None,
         description="The primary of that standby, for heartbeats and so that new slots don't wait "
-        "for its activity; a libpq URI or key/value string. What it leaves out, such as user and "
-        "password, is as for the standby.",
+        "for its activity; a libpq URI or key/value string. Parameters that it leaves out, such as "
+        "user and password, are those of the standby.",
     )
     max_retained_wal: ByteCount = Field(
         1024**3,
         ge=1_000_000,
-        description="`status`, `doctor`, the log and the Dagster check warn of a slot that makes "
-        "the source keep more WAL; where max_slot_wal_keep_size is not larger, from half of that.",
+        description="`status`, `doctor`, the log and the Dagster check warn if a slot makes the "
+        "source keep more WAL than this; if max_slot_wal_keep_size is not larger, from half of "
+        "that.",
     )
     heartbeat_s: float = Field(
         30.0,
@@ -123,7 +124,7 @@ class SourceConfig(Section):
 
     @property
     def primary(self) -> SourceConfig | None:
-        """How the primary of a standby is reached; None where `primary_dsn` isn't given.
+        """How the primary of a standby is reached; None if `primary_dsn` isn't given.
 
         Raises:
             ConfigError: one of the DSNs can't be read.
@@ -181,10 +182,13 @@ class SourceConfig(Section):
 
 
 def _with_timeout(parameters: dict[str, str]) -> dict[str, str]:
-    """With as long a wait for the answer to what was sent; Linux goes by it for probes as well."""
+    """Adds `tcp_user_timeout`: sent data waits as long for an acknowledgement as the probes do.
+
+    On Linux it limits the probes as well.
+    """
     values = [parameters[name] for name in _KEEPALIVE]
     if not all(re.fullmatch("[0-9]{1,10}", value) for value in values):
-        return parameters  # libpq says what is wrong with it
+        return parameters  # libpq reports what is wrong
     idle_s, interval_s, count = map(int, values)
     timeout_ms = min((idle_s + interval_s * count) * 1000, _LONGEST_TIMEOUT_MS)
     return {"tcp_user_timeout": str(timeout_ms), **parameters}

@@ -1,4 +1,4 @@
-"""What differs for tables and their columns."""
+"""Settings of single tables and columns."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from etl_dagster.config.shape import (
 )
 from etl_dagster.config.text import parse_numeric
 
-#: What becomes of a value that its column's type can't hold.
+#: What happens to a value that its column's type can't hold.
 OddPolicy: TypeAlias = Literal["null", "clamp", "text", "fail", "quarantine"]
 #: In YAML, null without quotes is None.
 OrNull = BeforeValidator(lambda value: "null" if value is None else value)
-#: How tables are kept; see `etl_dagster.model.modes`, which is not needed to read a file.
+#: How tables are kept. As in `etl_dagster.model.modes`, which is not imported to read a file.
 TableMode: TypeAlias = Literal["mirror", "soft_delete", "append", "scd2"]
 #: How values with parts are held; see `etl_dagster.values.columns`.
 Nested: TypeAlias = Literal["native", "json", "text"]
@@ -39,7 +39,7 @@ Numeric: TypeAlias = Annotated[str, AfterValidator(parse_numeric)]
 
 
 class _MergedSection(Section):
-    """A section of which several may concern one table; what is set in one wins over another."""
+    """A section of which several may match one table; a setting in one may override another's."""
 
     #: Settings for which null is a value: in YAML, null without quotes is None.
     _null_is_a_value: ClassVar[tuple[str, ...]] = ("odd_values",)
@@ -54,7 +54,7 @@ class _MergedSection(Section):
 
     @model_serializer(mode="wrap")
     def _as_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was set alone: read again, a default would win over a setting elsewhere."""
+        """Only what was set: read again, a default would override a setting elsewhere."""
         values: dict[str, Any] = serialize(self)
         fields = type(self).model_fields
         unset = {fields[name].alias or name for name in fields.keys() - self.given.keys()}
@@ -62,13 +62,13 @@ class _MergedSection(Section):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was set, by the names of the fields."""
+        """What was set, by field name."""
         values = ((name, getattr(self, name)) for name in self.model_fields_set)
         return {name: value for name, value in values if value is not None}
 
 
 class ColumnConfig(_MergedSection):
-    """What differs for one column."""
+    """Settings of one column, or of all whose names match a pattern."""
 
     _null_is_a_value = ("odd_values", "mask")
 
@@ -85,12 +85,12 @@ class ColumnConfig(_MergedSection):
 
     @property
     def is_shaping(self) -> bool:
-        """Whether the column differs at the destination by it."""
+        """Whether these settings change the column at the destination."""
         return (self.name, self.cast, self.mask) != (None, None, None)
 
 
 class TableConfig(_MergedSection):
-    """What differs for one table, or for all whose names are like a pattern."""
+    """Settings of one table, or of all whose names match a pattern."""
 
     mode: TableMode | None = Field(None, description="As for the pipeline, for this table.")
     odd_values: OddPolicy | None = Field(None, description="As for the pipeline, for this table.")
@@ -130,7 +130,7 @@ class TableConfig(_MergedSection):
 
     @property
     def is_shaping(self) -> bool:
-        """Whether the table differs at the destination by it."""
+        """Whether these settings change the table at the destination."""
         given = (self.name, self.include, self.exclude, self.where, self.add, self.hook)
         return (
             any(given)

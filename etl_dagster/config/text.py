@@ -24,8 +24,8 @@ _DECIMAL = re.compile(r"decimal\((\d{1,3}),(\d{1,3})\)")
 #: As wide as the decimals of most destinations.
 _MAX_DIGITS = 38
 
-#: What pydantic says in terms of Python or of regular expressions, by the type of its error. Names
-#: in braces are its facts.
+#: Plain words for what pydantic says in terms of Python or of regular expressions, by the type of
+#: its error. Names in braces are from its context.
 _MESSAGES = {
     "extra_forbidden": "unknown key",
     "invalid_key": "a key must be a text: put it in quotes",
@@ -55,7 +55,7 @@ _MESSAGES = {
 
 
 def parse_numeric(choice: str) -> str:
-    """The choice in one spelling: ``text``, ``double``, or such as ``decimal(20,4)``.
+    """The choice in one spelling: ``text``, ``double``, or for example ``decimal(20,4)``.
 
     Raises:
         ValueError: it is none of these, or a decimal that no destination has.
@@ -75,7 +75,7 @@ def parse_numeric(choice: str) -> str:
 def parse_size(value: Any) -> Any:
     """Bytes as a number, from a number or a text such as ``8MB`` (10^6) or ``8MiB`` (2^20).
 
-    What is neither stays as it is, for the next validator to refuse.
+    A value that is neither stays as it is, and the next validator refuses it.
 
     Raises:
         ValueError: a text in another unit, or too large.
@@ -93,7 +93,7 @@ def parse_size(value: Any) -> Any:
 
 
 def with_line(place: Place, mistake: str, lines: Mapping[Place, int]) -> str:
-    """The mistake after its line; what is missing has the line of its section."""
+    """The mistake with its line in front; a missing key has the line of its section."""
     for end in range(len(place), 0, -1):
         if (line := lines.get(place[:end])) is not None:
             return f"line {line}: {mistake}"
@@ -109,11 +109,11 @@ def describe(kind: str, message: str, facts: Mapping[str, Any]) -> str:
 
 
 def suggest(key: str, known: Sequence[str], elsewhere: Sequence[Place]) -> str:
-    """A key that may have been meant, as the end of a sentence; empty without one.
+    """A key that may have been meant, as the end of a sentence; empty if there is none.
 
     Args:
         known: the keys of the section.
-        elsewhere: the keys of all sections, with these.
+        elsewhere: the keys of all sections, each after its section.
     """
     close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.6)
     if close:

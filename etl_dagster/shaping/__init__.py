@@ -1,5 +1,5 @@
 """How tables differ at the destination: names, columns, rows.
 
-`rules` chooses it by the configuration; `columns` and `rows` do it to schemas and to rows. Nothing
-here asks the source, the store or the destination.
+`rules` chooses a shape by the configuration; `columns` and `rows` apply it to schemas and to rows.
+Nothing here asks the source, the store or the destination.
 """

@@ -1,4 +1,4 @@
-"""A table's schema at the destination, from that in the source."""
+"""A table's schema at the destination, from its schema in the source."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema
 from etl_dagster.values.shapes import ColumnShape
 
-#: Masks of which the values are texts.
+#: Masks whose values are texts.
 _OF_TEXT: Final = ("partial", "hash")
-#: Stands for a default that is hidden, of which only matters that there is one.
+#: In place of a hidden default: it only matters that there is one.
 _HIDDEN: Final = ""
 
 
 def with_shape(column: ColumnSchema, shape: ColumnShape | None) -> ColumnSchema:
-    """The column of the source with a shape, held as the shape needs it."""
+    """The column of the source with a shape, and held as the shape needs it."""
     column = replace(column, shape=shape)
     if shape is None:
         return column
     if shape.hides and column.missing_value is not None:
-        # A default of rows that were there is a value, too.
+        # The default in rows that existed before is a value, too.
         column = replace(column, missing_value=_HIDDEN if shape.is_read else None)
     if shape.left_out or is_of_text(shape):
         return replace(column, nested="text", as_text=True, own_type=False, quarantine=False)
@@ -37,14 +37,14 @@ def with_shape(column: ColumnSchema, shape: ColumnShape | None) -> ColumnSchema:
 
 
 def is_of_text(shape: ColumnShape) -> bool:
-    """Whether what the destination has is made of the text that Postgres prints of a value."""
+    """Whether the destination's value is made from the text that Postgres prints."""
     return shape.mask is not None and shape.mask.kind in _OF_TEXT
 
 
 def keep_shapes(schema: TableSchema, known: TableSchema | None) -> TableSchema:
-    """The schema, of which columns that are in the known one keep their shape.
+    """The schema, in which the table and its known columns keep their shapes.
 
-    So does the table: what hides values belongs to them, whatever they are called by now.
+    A shape that hides values belongs to the column or table, whatever its name is by now.
     """
     if known is None:
         return schema
@@ -57,13 +57,13 @@ def keep_shapes(schema: TableSchema, known: TableSchema | None) -> TableSchema:
         columns.append(column)
     shape = known.shape
     if shape is None and schema.shape is not None and any(c.shape is not None for c in columns):
-        # A new column is to be hidden; what concerns the whole table waits for its copy.
+        # A new column must be hidden; settings of the whole table wait for its next copy.
         shape = TableShape(schema.shape.chosen_as, salt_check=schema.shape.salt_check)
     return replace(schema, columns=tuple(columns), shape=shape)
 
 
 def reason_of_shapes(schema: TableSchema, known: TableSchema) -> str | None:
-    """Why a shaped table must be copied again for its columns as they are now, if so."""
+    """Why a shaped table must be copied again after its columns have changed; None: it need not."""
     if lacks_whole_rows(schema):
         return "its old rows are not sent any more"
     before = {column.attnum or column.name: column for column in known.columns}
@@ -81,7 +81,7 @@ def reason_of_shapes(schema: TableSchema, known: TableSchema) -> str | None:
         ):
             types = ((each.type_oid, each.type_modifier) for each in (old, column))
             if len(set(types)) > 1:
-                return f"{column.name}, of which more is made than its values, has another type"
+                return f"{column.name}, which is masked, cast or used in `where`, has another type"
     now = {column.attnum or column.name for column in schema.columns}
     gone = [
         column.name
@@ -90,20 +90,21 @@ def reason_of_shapes(schema: TableSchema, known: TableSchema) -> str | None:
         and column.shape.in_condition
         and (column.attnum or column.name) not in now
     ]
-    return f"{gone[0]}, which the condition for its rows names, was dropped" if gone else None
+    return f"{gone[0]}, which `where` names, was dropped" if gone else None
 
 
 def lacks_whole_rows(schema: TableSchema) -> bool:
-    """Whether a history takes whole rows, of which the stream may leave out values.
+    """Whether a table with a history needs whole rows, but the stream may leave out values.
 
-    Elsewhere they are fetched from the source. In a history, a newer value is none of the change's.
+    Without a history they are fetched from the source. In a history, such a newer value would be
+    wrong.
     """
     needs = schema.shape is not None and schema.shape.needs_whole_rows
     return needs and schema.mode in HISTORY_MODES and schema.replica_identity != "f"
 
 
 def destination_schema(schema: TableSchema) -> TableSchema:
-    """The table as the destination has it; the schema itself where it doesn't differ."""
+    """The table as the destination has it; the schema itself if it doesn't differ."""
     if schema.shape is None:
         return schema
     target = schema.target
@@ -123,13 +124,13 @@ def _kept_columns(schema: TableSchema) -> Iterator[ColumnSchema]:
 
 
 def _added_columns(shape: TableShape) -> Iterator[ColumnSchema]:
-    # An attnum that no column of the source has: columns are the same when theirs is.
+    # An attnum that no column of the source has, since columns are identified by it.
     for number, added in enumerate(shape.added, 1):
         yield added_column(added, -number)
 
 
 def added_column(added: AddedColumn, attnum: int = 0) -> ColumnSchema:
-    """A column that the source hasn't, as the destination has it."""
+    """A column that only the destination has."""
     return ColumnSchema(
         added.name,
         added.type_oid,
@@ -158,7 +159,7 @@ def destination_column(column: ColumnSchema) -> ColumnSchema:
     if shape.cast is not None:
         cast = shape.cast
         there = _of_type(there, cast.type_oid, cast.type_modifier, cast.type_name)
-        # What doesn't read as the type is null.
+        # A value that can't be read as the type is null.
         return replace(there, nullable=True)
     return there
 

@@ -1,4 +1,4 @@
-"""What becomes of a table at the destination, for people."""
+"""How a table at the destination differs, for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etl_dagster.values.columns import ColumnSchema
 
 
 def described(schema: TableSchema) -> Mapping[str, Any]:
-    """Names and columns on both sides, as JSON holds them. No value of a row is in it.
+    """Names and columns on both sides, as JSON; without any value of a row.
 
     Args:
         schema: as `shaped` returns it.

@@ -1,4 +1,4 @@
-"""A function of the user's own that a table's rows pass last."""
+"""A function of the user's own that is applied to a table's rows last."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HookContext:
-    """What a hook is told of the rows that it gets."""
+    """What a hook gets to know about its rows."""
 
     #: The table's name in the source, ``schema.table``.
     table: str
-    #: ... and at the destination.
+    #: Its name at the destination.
     target: str
     #: The columns that the rows must have when they are returned, with their types.
     schema: pa.Schema
-    #: Whether they come from a copy or from the stream.
+    #: Whether the rows come from a copy or from the stream.
     origin: Literal["copy", "stream"]
 
 
-#: Gets rows and returns as many, in the same order.
+#: Gets rows, and returns the same number of rows in the same order.
 Hook: TypeAlias = Callable[["pa.RecordBatch", HookContext], "pa.RecordBatch"]
 
 
@@ -49,7 +49,7 @@ def load_hook(name: str) -> Hook:
         raise HookFailed(
             f"the hook {name} can't be loaded: {type(error).__name__}"
             + (f" ({error})" if isinstance(error, ImportError | AttributeError) else ""),
-            solution="Correct the name, and have the module where Python finds it (PYTHONPATH).",
+            solution="Correct the name, and put the module where Python finds it (PYTHONPATH).",
         ) from error
     if not callable(found):
         raise HookFailed(f"the hook {name} is not a function")
@@ -67,7 +67,7 @@ def call_hook(
     """The rows as the hook returns them, with the columns of the destination in their order.
 
     Raises:
-        HookFailed: it failed, or returned other rows than it must. No value is in the reason.
+        HookFailed: it failed, or its result is wrong. The reason has no value of a row.
     """
     import pyarrow as pa
 
@@ -82,7 +82,10 @@ def call_hook(
             f"the hook {name} failed on {source_name}: {type(error).__name__}{_place(error)}"
         ) from None
     if not isinstance(returned, pa.RecordBatch):
-        raise HookFailed(f"the hook {name} returned no RecordBatch for {source_name}")
+        raise HookFailed(
+            f"the hook {name} must return a pyarrow.RecordBatch, and returned "
+            f"{type(returned).__name__} for {source_name}"
+        )
     if returned.num_rows != rows.num_rows:
         raise HookFailed(
             f"the hook {name} returned {returned.num_rows} rows for {rows.num_rows} of "
@@ -104,7 +107,7 @@ def call_hook(
         arrays.append(array)
     for key in target.key_columns:
         if not returned.column(key).equals(rows.column(key)):
-            raise HookFailed(f"the hook {name} changed {key}, of the key of {source_name}")
+            raise HookFailed(f"the hook {name} changed {key}, which is in the key of {source_name}")
     return pa.RecordBatch.from_arrays(arrays, schema=wanted)
 
 

@@ -1,4 +1,4 @@
-"""What stands in place of values that the destination must not have."""
+"""What replaces values that the destination must not have."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def hashed(texts: Any, salt: bytes) -> Any:
     """HMAC-SHA-256 of each text in UTF-8 under the salt, as 64 hexadecimal digits.
 
-    Equal texts have equal hashes, whatever table and column they are in, so that rows can still be
-    joined. Each distinct text is hashed once.
+    Equal texts have equal hashes in all tables and columns, so that rows can still be joined. Each
+    distinct text is hashed once.
 
     Args:
         texts: a string array; null stays null.
@@ -36,8 +36,8 @@ def hashed(texts: Any, salt: bytes) -> Any:
 def partly_hidden(texts: Any, mask: Mask) -> Any:
     """The first and last characters of each text, and one text in place of the others.
 
-    Of a text that has no more characters than are shown, nothing is shown. The length of what is
-    hidden doesn't show.
+    A text that is not longer than the shown part is hidden completely. The result doesn't show how
+    much is hidden.
     """
     import pyarrow.compute as pc
 
@@ -59,7 +59,7 @@ def pc_scalar(text: str) -> Any:
 
 
 def with_odd_texts(texts: Any, odd: Odd | None) -> Any:
-    """The texts as Postgres printed them, also where the array has others in their place."""
+    """The texts as Postgres printed them, also of odd values."""
     import numpy as np
     import pyarrow as pa
 
@@ -73,6 +73,6 @@ def with_odd_texts(texts: Any, odd: Odd | None) -> Any:
 
 @lru_cache(maxsize=16)
 def salt_check(salt: bytes) -> str:
-    """Tells one salt from another. It is slow on purpose: the salt can't be found by trying."""
+    """A check value that differs for another salt; slow, so that trying can't find the salt."""
     made = hashlib.scrypt(salt, salt=b"etl_dagster salt", n=2**14, r=8, p=1, dklen=8)
     return made.hex()

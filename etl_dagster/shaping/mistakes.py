@@ -1,4 +1,4 @@
-"""Why the configuration can't be followed: before anything is made, and before a copy."""
+"""Why settings can't be applied: checked before anything is created, and before a copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from etl_dagster.values.text import parse
 
 
 def mistakes(schema: TableSchema, config: PipelineConfig) -> list[str]:
-    """Why the configuration can't be followed for a table, a sentence for each reason.
+    """Why the settings can't be applied to a table, a sentence for each reason.
 
     Args:
         schema: as `shaped` returns it.
@@ -42,13 +42,13 @@ def _ambiguities(schema: TableSchema, config: PipelineConfig) -> Iterator[str]:
     for (one, first), (other, second) in pairwise(found):
         if one.rank == other.rank:
             yield (
-                f"both tables.{first} and tables.{second} concern {schema.name}, and neither says "
-                "more exactly which tables are meant"
+                f"both tables.{first} and tables.{second} match {schema.name}, and neither is more "
+                "specific"
             )
 
 
 def _unknown_columns(schema: TableSchema, config: PipelineConfig) -> Iterator[str]:
-    """What is said of columns by name, in settings for this table alone."""
+    """Columns that settings for this table alone name, and that it does not have."""
     for text, settings in config.matching(schema.name):
         if TablePattern.parse(text).is_exact:
             for name in named_columns(settings):
@@ -57,12 +57,12 @@ def _unknown_columns(schema: TableSchema, config: PipelineConfig) -> Iterator[st
 
 
 def unknown_column(schema: TableSchema, name: str) -> str:
-    """The sentence about a column that settings name and the table has not."""
+    """The sentence about a column that settings name and the table does not have."""
     return f"{schema.name} has no column {name!r}{suggest(name, schema.column_names, [])}"
 
 
 def named_columns(settings: TableConfig) -> Iterator[str]:
-    """The columns that settings of a table's shape name by their whole name."""
+    """The columns that shaping settings of a table name exactly, not by a pattern."""
     shaping = (name for name, each in settings.columns.items() if each.is_shaping)
     for text in dict.fromkeys([*(settings.include or ()), *settings.exclude, *shaping]):
         if Pattern.of(text).is_exact:
@@ -70,25 +70,27 @@ def named_columns(settings: TableConfig) -> Iterator[str]:
 
 
 def key_mistakes(schema: TableSchema) -> Iterator[str]:
-    """Columns of the key that are not what a row can be found by."""
+    """Columns of the key that are shaped so that rows can't be found by it."""
     shapes = {column.name: column.shape for column in schema.columns}
     for name in schema.key_columns:
         shape = shapes[name]
         done = _done_to_values(shape)
         if done:
             yield (
-                f"{schema.name}.{name} is part of the key, by which changes find their rows, and "
-                f"can't be {done}; `mask: hash` keeps keys apart"
+                f"{schema.name}.{name} is part of the key, by which changes find their rows, so it "
+                f"can't be {done}; `mask: hash` is possible, because different keys stay different"
             )
 
 
 def _done_to_values(shape: ColumnShape | None) -> str:
-    """What is done to values by which two of them may become one; empty: nothing."""
+    """What a shape does that may make two values equal, as a participle; empty: nothing."""
     if shape is None or (shape.mask is not None and shape.mask.kind == "hash"):
         return ""
     if shape.left_out:
         return "left out"
-    return "masked so" if shape.mask is not None else "cast" if shape.cast is not None else ""
+    if shape.mask is not None:
+        return f"masked by {shape.mask.kind}"
+    return "cast" if shape.cast is not None else ""
 
 
 def _name_mistakes(schema: TableSchema) -> Iterator[str]:
@@ -128,14 +130,17 @@ def _value_mistakes(schema: TableSchema, config: PipelineConfig) -> Iterator[str
             yield _unknown_type(f"the added column {name} of {schema.name}", type_text)
     for added in () if schema.shape is None else schema.shape.added:
         if added.value is not None and not _reads(added_column(added), added.value):
-            yield f"the value of {added.name} for {schema.name} is not one of {added.type_name}"
+            yield (
+                f"the value of {added.name} for {schema.name} is not a value of type "
+                f"{added.type_name}"
+            )
     if settings.hook_adds and not settings.hook:
-        yield f"{schema.name} has hook_adds and no hook"
+        yield f"{schema.name} has hook_adds, but no hook"
     if lacks_whole_rows(schema):
         yield (
-            f"{schema.name} is kept in mode {schema.mode}, with a condition or a hook, and they "
-            "need the values that an update leaves as they are: ALTER TABLE ... REPLICA IDENTITY "
-            "FULL has them sent"
+            f"{schema.name} is kept in mode {schema.mode}, and its condition or hook needs the "
+            "values that an update doesn't change: have them sent with ALTER TABLE ... REPLICA "
+            "IDENTITY FULL"
         )
     if settings.where is not None:
         try:
@@ -167,9 +172,9 @@ def _reads(column: ColumnSchema, text: str) -> bool:
 
 
 def collisions(schemas: Iterable[TableSchema]) -> Iterator[str]:
-    """Tables of which several would have one name at the destination, a sentence for each two.
+    """Tables that would have the same name at the destination, a sentence for each two.
 
-    Of tables that are one to the destination alone, it tells itself (`ChecksNames`).
+    Names that only the destination takes for the same, it reports itself (`ChecksNames`).
     """
     known: dict[TableName, TableSchema] = {}
     for schema in schemas:
@@ -182,9 +187,9 @@ def collisions(schemas: Iterable[TableSchema]) -> Iterator[str]:
 
 
 def unmatched(schemas: Sequence[TableSchema], config: PipelineConfig) -> Iterator[str]:
-    """Tables and columns that settings of shapes name, and that are not among the published ones.
+    """Tables and columns that shaping settings name, but that are not published.
 
-    A typo there would show what was to be hidden.
+    A typo there would show values that were to be hidden.
     """
     tables = {schema.name: schema for schema in schemas}
     for text, settings in config.tables.items():
@@ -194,7 +199,7 @@ def unmatched(schemas: Sequence[TableSchema], config: PipelineConfig) -> Iterato
         meant = [s for s in schemas if pattern.matches(TableName(s.schema_name, s.table_name))]
         if not meant:
             yield (
-                f"tables.{text} shapes no table: none of the publication has such a name"
+                f"tables.{text} matches no table of the publication"
                 + suggest(text, list(tables), [])
             )
         elif not pattern.is_exact:

@@ -1,10 +1,11 @@
-"""Which part of a table's condition the source may evaluate while a table is copied.
+"""Which part of a table's condition the source may evaluate while the table is copied.
 
-The condition itself is evaluated on every row that comes; what the source evaluates only spares
-reading rows that would be left out then. So it must be true of every row that the condition is true
-of, and need not be the whole of it: of terms joined by AND, each that means the same to Postgres.
-Those are comparisons of integers and booleans. Texts depend on collations, numbers and times have
-values that are held as null here and are compared with others by Postgres (NaN, infinity).
+The pipeline evaluates the whole condition on every row that it reads; what the source evaluates
+only saves reading rows that would be left out. So the pushed part must be true for every row for
+which the condition is true, but need not be all of it: of the terms joined by AND, those that mean
+the same to Postgres. These are comparisons of integers and booleans. Texts depend on collations;
+numbers and times have values (NaN, infinity) that are null here, and that Postgres compares with
+others.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from etl_dagster.values import oids
 from etl_dagster.values.columns import ColumnSchema
 
 _INTEGERS: Final = (oids.INT2, oids.INT4, oids.INT8)
-#: What Postgres reads as an integer.
+#: Literals that Postgres reads as an integer.
 _INTEGER: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
 def pushed_condition(schema: TableSchema) -> str | None:
-    """SQL that is true of every row that the table's condition is true of; None without any.
+    """SQL that is true for every row for which the table's condition is true; None: there is none.
 
     Args:
-        schema: of the source, with the shape that was chosen for it.
+        schema: the table in the source, with the shape that was chosen for it.
     """
     if schema.shape is None or not schema.shape.where:
         return None
@@ -49,7 +50,7 @@ def pushed_condition(schema: TableSchema) -> str | None:
 
 
 def with_pushed(schema: TableSchema, row_filter: str | None) -> str | None:
-    """The row filter of the publication, and what may be pushed of the table's condition."""
+    """The publication's row filter, joined by AND with `pushed_condition`; None without both."""
     found = [text for text in (row_filter, pushed_condition(schema)) if text is not None]
     return " AND ".join(f"({text})" for text in found) or None
 
@@ -63,7 +64,7 @@ def _terms(condition: Condition) -> Iterator[Condition]:
 
 
 def _sql(condition: Condition, columns: Mapping[str, ColumnSchema]) -> str | None:
-    """The condition as Postgres reads it; None where it may mean something else there."""
+    """The condition in SQL; None if it may mean something else in Postgres."""
     match condition:
         case Compared(name, sign, literal):
             column = columns[name]
@@ -88,7 +89,7 @@ def _sql(condition: Condition, columns: Mapping[str, ColumnSchema]) -> str | Non
 
 
 def _is_plain(column: ColumnSchema) -> bool:
-    # A cast value is compared as what it is cast to: by another order, or as the null that it is.
+    # A cast value is compared after the cast: in another order, or as null.
     is_cast = column.shape is not None and column.shape.cast is not None
     return not is_cast and column.type_oid in (*_INTEGERS, oids.BOOL)
 

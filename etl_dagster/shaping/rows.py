@@ -1,4 +1,4 @@
-"""Rows and changes as the destination has them, from those of the source."""
+"""Rows and changes for the destination, made from those of the source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _Of = TypeVar("_Of")
-#: From a column's values, and those of them that are odd, to what the destination has.
+#: From a column's values, and the odd ones among them, to the destination's values.
 _Column = Callable[[Any, "Odd | None"], Any]
 
 
@@ -37,14 +37,15 @@ class _Kept:
     place: int
     name: str
     target: str
-    #: None: the values themselves, the odd ones with their texts.
+    #: Makes the destination's values. None: they stay, and odd ones keep their texts.
     made: _Column | None
-    #: Whether values that Postgres didn't send are unknown at the destination, too.
+    #: Whether a value that Postgres didn't send is unknown for the destination, too. Not so for a
+    #: constant.
     may_be_unchanged: bool
 
 
 class Shaper:
-    """What becomes of the rows of a table under one schema. A column at a time, by Arrow."""
+    """Shapes the rows of a table under one schema, a column at a time, with Arrow."""
 
     def __init__(self, schema: TableSchema, salt: bytes | None = None) -> None:
         assert schema.shape is not None
@@ -63,7 +64,7 @@ class Shaper:
         self._filter = RowFilter(self._shape.where, schema) if self._shape.where else None
 
     def require_salt(self) -> None:
-        """Raises ShapeRefused where values are to be hashed by another salt than before."""
+        """Raises ShapeRefused if values would be hashed with another salt than before."""
         check = self._shape.salt_check
         if check and (self._salt is None or salt_check(self._salt) != check):
             raise ShapeRefused(
@@ -76,10 +77,10 @@ class Shaper:
     # -- copies ------------------------------------------------------------------------------------
 
     def copied(self, rows: CopiedRows) -> CopiedRows:
-        """Rows of a copy; the order stays.
+        """The rows of a copy, in the same order.
 
         Raises:
-            ShapeRefused, HookFailed: they can't be made.
+            ShapeRefused, HookFailed: the rows can't be shaped.
         """
         if self._filter is not None:
             rows = _taken(rows, np.flatnonzero(self._filter.matches(rows.rows)))
@@ -92,10 +93,10 @@ class Shaper:
     # -- changes -----------------------------------------------------------------------------------
 
     def changes(self, changes: TableChanges) -> TableChanges | None:
-        """Changes of the stream; None where none is left.
+        """The changes of the stream; None if none is left.
 
         Raises:
-            ShapeRefused, HookFailed: they can't be made.
+            ShapeRefused, HookFailed: the changes can't be shaped.
         """
         shape = self._shape
         if shape.needs_whole_rows:
@@ -138,7 +139,7 @@ class Shaper:
     def _rows(
         self, rows: pa.RecordBatch, odd: Mapping[str, Odd]
     ) -> tuple[pa.RecordBatch, dict[str, Odd]]:
-        """All columns but those of the hook, and the odd values that the destination may have."""
+        """All columns except those of the hook, and the odd values that the destination may get."""
         import pyarrow as pa
 
         arrays, names, kept_odd = [], [], {}
@@ -170,7 +171,7 @@ class Shaper:
         return call_hook(self._shape.hook, rows, self.target, self._schema.name, origin)
 
     def _hooked_some(self, rows: pa.RecordBatch, which: np.ndarray) -> pa.RecordBatch:
-        """The rows with some of them as the hook returns them; what it adds is null in the rest."""
+        """The rows, of which some are as the hook returns them; in others, its columns are null."""
         import pyarrow as pa
 
         if len(which) == rows.num_rows and len(which):
@@ -221,7 +222,7 @@ def _kept(place: int, column: ColumnSchema, salt: bytes | None) -> _Kept:
 
 
 def _zeros(count: int) -> Any:
-    """Places of the first of several values, as often as there are rows."""
+    """Indexes that take an array's first value `count` times."""
     import pyarrow as pa
 
     return pa.array(np.zeros(count, np.int64))
@@ -248,7 +249,7 @@ def _taken(rows: CopiedRows, which: np.ndarray) -> CopiedRows:
 def _still_odd(
     before: pa.RecordBatch, after: pa.RecordBatch, odd: Mapping[str, Odd]
 ) -> dict[str, Odd]:
-    """The odd values of columns that the hook left alone: of another, they may be what it hid."""
+    """The odd values of columns that the hook didn't change: in others, it may have hidden them."""
     return {
         name: some for name, some in odd.items() if after.column(name).equals(before.column(name))
     }

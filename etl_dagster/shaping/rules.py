@@ -1,4 +1,4 @@
-"""How the configuration wants a table to differ at the destination."""
+"""Chooses how a table differs at the destination, by the configuration."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 def shaped(
     schema: TableSchema, config: PipelineConfig, *, as_named: TableSchema | None = None
 ) -> TableSchema:
-    """The schema with what the configuration wants of it.
+    """The schema with the shape that the configuration chooses.
 
     Args:
-        as_named: the same table and columns under the names to go by; by default their own.
+        as_named: the same table and columns under other names, by which the settings are found; by
+            default under their own.
     """
     named = schema if as_named is None else as_named
     in_condition = _columns_in_condition(config.table(named.name))
@@ -51,7 +52,7 @@ def _columns_in_condition(settings: TableConfig) -> frozenset[str]:
     try:
         return frozenset(columns_of(parse_condition(settings.where)))
     except Unreadable:
-        return frozenset()  # `mistakes` says so
+        return frozenset()  # `mistakes` reports it
 
 
 def _table_shape(table_name: str, config: PipelineConfig) -> TableShape:
@@ -70,14 +71,14 @@ def _table_shape(table_name: str, config: PipelineConfig) -> TableShape:
 
 
 def _type_named(text: str) -> CastTo | None:
-    # It needs pyarrow, which most processes of Dagster do without.
+    # Imported here because it needs pyarrow, which most processes of Dagster don't load.
     from etl_dagster.values.read_as import type_named
 
     return type_named(text)
 
 
 def _added(name: str, type_text: str, value: str | None) -> AddedColumn | None:
-    """None where there is no such type; `mistakes` says so."""
+    """None if there is no such type, which `mistakes` reports."""
     of = _type_named(type_text)
     if of is None:
         return None
@@ -127,11 +128,11 @@ def is_left_out(settings: TableConfig, column_name: str) -> bool:
     return not any(Pattern.of(text).matches(column_name) for text in settings.include)
 
 
-# -- what names have to do with it -------------------------------------------------------------
+# -- renamed tables and columns ------------------------------------------------------------------
 
 
 def lost_by_name(known: TableSchema, schema: TableSchema, config: PipelineConfig) -> list[str]:
-    """What the configuration hid and would hide no more because of a new name in the source.
+    """Columns that would no longer be hidden because of a new name in the source, as sentences.
 
     Args:
         known: the table as it was copied.
@@ -147,14 +148,14 @@ def lost_by_name(known: TableSchema, schema: TableSchema, config: PipelineConfig
         table = schema.name if known.shape is None else known.shape.chosen_as
         name = column.name if by_old.shape is None else by_old.shape.chosen_as
         lost.append(
-            f"{schema.name}.{column.name} was {table}.{name} when it was copied, and by that name "
-            "its values are hidden: name it as it is called now"
+            f"{schema.name}.{column.name} was {table}.{name} when it was copied, and the settings "
+            "for that name hide its values: change them to the new name"
         )
     return lost
 
 
 def _as_named(known: TableSchema, schema: TableSchema) -> TableSchema:
-    """The table of today under the names that it had when it was copied."""
+    """The table as it is now, under the names that it had when it was copied."""
     table = known.name if known.shape is None else known.shape.chosen_as
     name = TableName.parse(table)
     before = {_identity(column): column for column in known.columns}
@@ -183,12 +184,12 @@ def _hides(column: ColumnSchema) -> bool:
 
 
 def differs(known: TableSchema, schema: TableSchema, config: PipelineConfig) -> list[str]:
-    """In what the table at the destination differs from what the configuration wants, for people.
+    """How the table at the destination differs from what the configuration chooses, for people.
 
     Each column with its settings, such as ``ssn (mask)``; never a value.
 
-    A table or column that has another name in the source by now, and is what the configuration
-    wants of it by its name before, doesn't differ.
+    A table or column that was renamed in the source doesn't differ if its shape is the one that the
+    configuration chooses for its old name.
 
     Args:
         known: the table as it was copied.
@@ -214,7 +215,7 @@ def _differences(known: TableSchema, schema: TableSchema) -> list[str]:
 
 
 def _table_settings(before: TableShape | None, now: TableShape | None) -> list[str]:
-    """The settings of which two shapes of a table differ."""
+    """The settings in which two shapes of a table differ."""
     before, now = before or TableShape(""), now or TableShape("")
     differing = {
         "name": (before.schema_name, before.table_name) != (now.schema_name, now.table_name),
@@ -227,9 +228,9 @@ def _table_settings(before: TableShape | None, now: TableShape | None) -> list[s
 
 
 def _column_settings(before: ColumnShape | None, now: ColumnShape | None) -> list[str]:
-    """The settings of which two shapes of a column differ.
+    """The settings in which two shapes of a column differ.
 
-    Whether the condition names it is not one of them: that is a setting of the table.
+    Whether `where` names the column is not one of them: that is a setting of the table.
     """
     before, now = before or ColumnShape(""), now or ColumnShape("")
     if before.left_out != now.left_out:

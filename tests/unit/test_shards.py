@@ -44,15 +44,15 @@ def test_the_first_shard_keeps_the_name_of_the_pipeline_and_each_has_its_publica
     [
         (
             {"shards": {"events": {"publication": "shop_pub"}}},
-            "shards.events.publication: shop_pub is that of source.publication",
+            "shards.events.publication: source.publication has shop_pub, too",
         ),
         (
             {"shards": {"a": {"publication": "p"}, "b": {"publication": "p"}}},
-            "shards.b.publication: p is that of shards.a.publication",
+            "shards.b.publication: shards.a.publication has p, too",
         ),
         (
             {"shards": {"shop": {"publication": "p"}}},
-            "shards.shop: the tables of source.publication are the shard of this name",
+            "shards.shop: the shard of source.publication already has this name",
         ),
         ({"shards": {"a__b": {"publication": "p"}}}, "shards.a__b: a name must begin"),
         (

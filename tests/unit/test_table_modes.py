@@ -122,7 +122,7 @@ def test_a_mode_is_refused_where_the_destination_is_built() -> None:
     ],
 )
 def test_rows_are_kept_apart_from_mirrors_only(settings: dict[str, Any], place: str) -> None:
-    with pytest.raises(ConfigError, match=f"{place}: quarantine keeps rows apart from a mirror"):
+    with pytest.raises(ConfigError, match=f"{place}: quarantine is only for mode mirror"):
         config(**settings)
 
 
