@@ -23,6 +23,9 @@ from etl_dagster.integrations.meltano.states.storage import StateStorage
 from etl_dagster.integrations.meltano.states.uri import SCHEMES
 
 _SINGER_STATE = "singer_state"
+#: A setting that no other state backend for Postgres has. A Meltano in another environment, without
+#: this package, may have such a backend; its tables must be left alone.
+_OWN_SETTING = "history_versions"
 
 
 class MeltanoStateResource(ConfigurableResource[Any]):
@@ -186,7 +189,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         section = project.settings().get("state_backend") or {}
         uri = section.get("uri")
         scheme = urlsplit(uri).scheme if isinstance(uri, str) else ""
-        if scheme in SCHEMES:
+        if scheme in SCHEMES and _OWN_SETTING in (section.get(scheme) or {}):
             return _Database(self._connect(str(uri), section))
         return _Commands(project)
 
@@ -247,6 +250,21 @@ class _Database:
         self.storage.close()
 
 
+def _parsed(answer: str, command: str) -> dict[str, Any]:
+    """The JSON object that a command answered; empty where it answered nothing.
+
+    Raises:
+        MeltanoError: it is not a JSON object.
+    """
+    try:
+        parsed = json.loads(answer) if answer.strip() else {}
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise MeltanoError(f"`meltano {command}` did not answer with a JSON object")
+    return parsed
+
+
 class _Commands:
     """Meltano's commands, for every backend that it has."""
 
@@ -261,9 +279,7 @@ class _Commands:
         return sorted(line for line in found if matches is None or matches(line))
 
     def get(self, state_id: str) -> dict[str, Any] | None:
-        answer = self._ask("get", state_id).strip()
-        state = json.loads(answer) if answer else {}
-        return state or None
+        return _parsed(self._ask("get", state_id), f"state get {state_id}") or None
 
     def export(self, pattern: str) -> dict[str, dict[str, Any]]:
         matches = matcher(pattern)
@@ -276,7 +292,7 @@ class _Commands:
                 "this Meltano can't export states",
                 solution="Upgrade to Meltano 4.3, or read them one by one: list() and get().",
             ) from None
-        states: dict[str, dict[str, Any]] = json.loads(answer or "{}")
+        states = _parsed(answer, "state export")
         return {name: s for name, s in states.items() if matches is None or matches(name)}
 
     def set(self, state_id: str, state: Mapping[str, Any]) -> None:
