@@ -155,6 +155,11 @@ def test_another_backends_table_is_imported(
         f"INSERT INTO old.state VALUES ('dev:a', NULL, NULL, '{EXACT}')",
     )
     source = state_uri(newest_database, "old")
+    for wrong in ("tpyo", "of_something_else"):
+        newest_database.execute("CREATE TABLE IF NOT EXISTS old.of_something_else (id int)")
+        refused = run("import", "--from", source, "--table", wrong, code=2).stderr
+        assert f"schema old has no table '{wrong}' of states" in refused
+        assert "Name the table with --table" in refused
     if sqlalchemy_uri:
         newest_database.execute(
             f"ALTER DATABASE {newest_database.name} SET search_path = old, public"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from etl_dagster.integrations.meltano.states.connections import StateConnections
 from etl_dagster.integrations.meltano.states.errors import StateStorageError, StateUriError
@@ -26,6 +26,7 @@ _TABLES = ("meltano_state", "state")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "azure": "azure"}
 #: Packages that have another name than the module that they bring.
 _PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+_WHICH_TABLE = "Name the table with --table, or correct the schema in the URI."
 #: What SQLAlchemy opens, besides ``postgresql+driver``.
 _SQLALCHEMY = ("sqlite", "mysql", "mariadb", "mssql", "oracle", "postgresql+", "postgres+")
 
@@ -83,7 +84,15 @@ def _from_postgres(location: StateLocation, table: str | None) -> list[NewState]
         query = sql.SQL(
             "SELECT state_id, partial_state::text, completed_state::text FROM {} ORDER BY 1"
         ).format(sql.Identifier(location.schema, table))
-        return _states(connections.run(lambda c: c.execute(query).fetchall()))
+        rows = connections.run(
+            lambda c: c.execute(query).fetchall(),
+            untranslated=(errors.UndefinedTable, errors.UndefinedColumn),
+        )
+        return _states(rows)
+    except (errors.UndefinedTable, errors.UndefinedColumn):
+        raise StateStorageError(
+            f"{location.shown} has no table {table!r} of states", solution=_WHICH_TABLE
+        ) from None
     finally:
         connections.close()
 
@@ -99,10 +108,7 @@ def _only_one_of(connections: StateConnections, location: StateLocation) -> str:
     found = [name for (name,) in rows]
     if len(found) != 1:
         there = " and ".join(found) if found else f"neither {' nor '.join(_TABLES)}"
-        raise StateStorageError(
-            f"{location.shown} has {there}",
-            solution="Say which table with --table, or correct the schema in the URI.",
-        )
+        raise StateStorageError(f"{location.shown} has {there}", solution=_WHICH_TABLE)
     return str(found[0])
 
 
