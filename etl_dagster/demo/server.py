@@ -148,19 +148,30 @@ class _Account:
     def run(
         self, command: Sequence[str], *, folder: Path, timeout_s: float = _START_DEADLINE_S
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.prefix, *command],
-            cwd=folder,
-            env=_environment(),
-            user=self.user,
-            group=self.group,
-            extra_groups=[] if self.user is not None else None,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-        )
+        """Run a program to its end.
+
+        Raises:
+            ServerError: it took longer than `timeout_s`, and was killed.
+        """
+        try:
+            return subprocess.run(
+                [*self.prefix, *command],
+                cwd=folder,
+                env=_environment(),
+                user=self.user,
+                group=self.group,
+                extra_groups=[] if self.user is not None else None,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise ServerError(
+                f"{Path(command[0]).name} did not end within {timeout_s:g} s",
+                solution="Start it again; the disk or the machine may be busy.",
+            ) from None
 
     def can_use(self, binaries: ServerBinaries, folder: Path) -> bool:
         """Try it: reach the folder, and have initdb find its programs.
@@ -171,7 +182,7 @@ class _Account:
         command = ["/bin/sh", "-c", probe, "sh", str(folder), binaries.program("initdb")]
         try:
             return self.run(command, folder=Path("/")).returncode == 0
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, subprocess.SubprocessError, ServerError):
             return False
 
 
