@@ -28,7 +28,7 @@ TABLES = 1_000
 
 @dataclass
 class Place:
-    """Where states are: reading and writing takes CPU time as told."""
+    """Where states are; reading and writing take the CPU time that a test chooses."""
 
     read_s: float = 0.0
     write_s: float = 0.0
@@ -37,7 +37,7 @@ class Place:
     #: The IDs that each transaction wrote.
     transactions: list[list[str]] = field(default_factory=list)
     when_written: Callable[[], None] = lambda: None
-    #: Written by another at this moment.
+    #: Being written by another process.
     busy: frozenset[str] = frozenset()
 
     def migrate(self) -> None:
@@ -120,7 +120,7 @@ def test_the_pause_counts_what_finding_took_and_not_what_writing_took() -> None:
     assert mirror_of(finding, lambda: status(5))._turn(is_last=False) == pytest.approx(10.0)
 
 
-def test_many_positions_take_few_transactions_and_those_of_others_are_waited_for() -> None:
+def test_many_positions_take_few_transactions_and_other_writers_are_waited_for() -> None:
     place = Place(busy=frozenset({"dev:shop-to-memory:public.t7"}))
     mirror_of(place, lambda: status(5))._turn(is_last=False)
     assert sorted(map(len, place.transactions)) == [1, 99, *([100] * 9)]
@@ -156,7 +156,7 @@ def test_the_last_pass_writes_new_phases_before_positions_that_only_moved() -> N
     assert known == {state_id for ids in place.transactions[7:] for state_id in ids}
 
 
-def test_two_pipelines_of_one_name_that_write_the_same_states_are_told(
+def test_two_pipelines_of_one_name_that_write_the_same_states_are_warned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Both would be right by their own store, and each would hide what the other shows."""

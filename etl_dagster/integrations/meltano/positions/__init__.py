@@ -1,1 +1,1 @@
-"""Every table's position as Meltano state, and what people's changes to it mean."""
+"""Every table's position as Meltano state, and what users' changes to it mean."""

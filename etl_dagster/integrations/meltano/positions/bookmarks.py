@@ -9,7 +9,7 @@ from typing import Any
 from etl_dagster.lsn import Lsn
 from etl_dagster.table_name import TableName
 
-#: Next to ``singer_state``; whose position this is, and what was done about an edit by hand.
+#: The key next to ``singer_state``: whose position this is, and what was done about a user's edit.
 OURS = "etl_dagster"
 #: From the hand-over on the table is complete.
 _COMPLETED = ("sync_done", "ready")
@@ -70,7 +70,7 @@ class TablePosition:
         """The whole state.
 
         Args:
-            note: what was done about an edit by hand; for people.
+            note: what was done about a user's edit.
         """
         ours = {"state_id": self.state_id, "pipeline": self.pipeline, "table": self.table}
         if note is not None:
@@ -116,6 +116,6 @@ class FoundState:
 
     @property
     def position(self) -> tuple[Any, Any]:
-        """What would have to be honoured: `lsn` and `phase`."""
+        """What a user might try to set: `lsn` and `phase`."""
         bookmark = self.bookmark or {}
         return bookmark.get("lsn"), bookmark.get("phase")

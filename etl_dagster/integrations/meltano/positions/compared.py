@@ -13,8 +13,9 @@ class BookmarkComparison:
     """One table's bookmark next to the slot."""
 
     passed: bool
-    #: Whether changes may be lost, and not only the display be old.
+    #: Whether changes may be lost; otherwise only what is displayed may be old.
     is_severe: bool
+    #: The outcome, for people.
     words: str
     bookmark_lsn: Lsn | None = None
     confirmed_lsn: Lsn | None = None

@@ -14,8 +14,8 @@ from etl_dagster.lsn import Lsn
 from etl_dagster.source.control import SourceControl
 from etl_dagster.source.slots import Slot, fetch_apply_slot
 
-#: The slot hears of a confirmed position a little later than the state, and a batch is up to so
-#: large; beyond, the source keeps unneeded WAL.
+#: The slot is confirmed a little after the state is written, at most by a batch, which may be this
+#: large. If it is further behind, the source keeps unneeded WAL.
 _SLOT_BEHIND_BYTES = 64 * 1024**2
 #: The mirror may come to a state that is due so much later: the longest pause between two passes
 #: (or after a failure), and as much for a busy machine.

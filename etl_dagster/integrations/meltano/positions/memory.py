@@ -1,4 +1,4 @@
-"""What the mirror remembers in the pipeline's own store, so that missing is told from cleared."""
+"""What the mirror remembers in the pipeline's own store, to tell a cleared state from a new one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Entry:
     table_id: TableId
     #: ``schema.table``.
     table: str
-    #: A request that was seen, by the table's state at that moment: it is done once the table has
-    #: another state, and not done twice however often this process dies on the way.
+    #: While a request is open: the table's state (`state_key`) when the request was seen. A copy is
+    #: asked for only in that state, so never twice, however often the process dies in between.
     requested_at: str | None = None
     #: What was done about the last edit.
     note: str | None = None
@@ -31,7 +31,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that people should hear of."""
+    """Something that users should know."""
 
     #: ISO 8601, UTC.
     at: str
@@ -44,9 +44,9 @@ class Notice:
 
 @dataclass
 class MirrorMemory:
-    """All of it. Belongs to the mirror's thread."""
+    """All that the mirror remembers. Belongs to its thread."""
 
-    #: Where the states are; another place has not been mirrored to.
+    #: Where the states are; what was written at another place doesn't count.
     place: str
     entries: dict[str, Entry] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
@@ -99,12 +99,12 @@ def _notices(payload: Mapping[str, Any]) -> list[Notice]:
 
 
 def keep_problem(store: Notes, problem: str) -> None:
-    """Tell why nothing can be mirrored, before it is known what there is to remember."""
+    """Store why nothing can be mirrored, where the memory could not be loaded yet."""
     store.put_note(NOTE_KEY, {**(store.get_note(NOTE_KEY) or {}), "problem": problem})
 
 
 def load_notices(store: Notes) -> tuple[list[Notice], str | None]:
-    """What the mirror has said lately, the newest last, and what it fails with."""
+    """The latest notices, the newest last, and why the mirror fails now; None if it doesn't."""
     payload = store.get_note(NOTE_KEY) or {}
     problem = payload.get("problem")
     return _notices(payload), problem if isinstance(problem, str) else None

@@ -40,17 +40,17 @@ _log = logging.getLogger(__name__)
 
 #: How often the tables are looked at; changes of phase are written then.
 _LOOK_EVERY_S = 1.0
-#: After writing phases, so many times of the CPU time that it took to find what was to be written.
+#: The pause after a pass is at least this many times the CPU time of finding what to write.
 _REST = 4.0
-#: So many positions are written at once.
+#: How many positions are written in one transaction.
 _WRITTEN_AT_ONCE = 100
-#: After a failure, the next try comes so much later; doubled for each in a row.
+#: The pause after a failure; doubled after each further one in a row.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
-#: How long entering and leaving may wait for the place where states are.
+#: How long the start and the end of the mirror may wait for the place of the states.
 _FIRST_PASS_S, _LAST_PASS_S = 5.0, 10.0
 _SHARED = (
-    "another pipeline of the same name writes it, too, and each hides what the other shows: give "
-    "one of them another `pipeline`, `environment` or `meltano.state_backend`"
+    "another pipeline of the same name writes it, too, and each overwrites the other's positions: "
+    "give one of them another `pipeline`, `environment` or `meltano.state_backend`"
 )
 
 
@@ -62,8 +62,8 @@ def mirrored_positions(
 ) -> Iterator[PositionMirror | None]:
     """Mirror the positions of a pipeline that this process runs, while the block runs.
 
-    On a thread of its own, which reads what the pipeline knows anyway. A state backend that is
-    away costs a warning; what is missing is written once it is back. What was requested while no
+    A thread of its own reads what the pipeline knows anyway. If the state backend is away, there is
+    a warning, and what is missing is written once it is back. What users requested while no
     pipeline ran is done before the block begins, if the backend answers in time.
 
     Args:
@@ -73,7 +73,7 @@ def mirrored_positions(
     try:
         states = MirroredStates.of(config)
     except EtlError as error:
-        # The pipeline runs already, and positions are for people.
+        # The pipeline runs already, and positions are only for display.
         _log.error(
             "positions are not mirrored as Meltano state: %s. What to do: %s",
             error.reason,
@@ -97,7 +97,7 @@ class _Due:
 
     write: PositionWrite
     verdict: Verdict
-    #: For people; empty where there is nothing to tell.
+    #: For the log and the notices; empty where there is nothing to report.
     text: str
 
 
@@ -153,7 +153,7 @@ class PositionMirror:
         self._thread = threading.Thread(target=self._run, name="meltano mirror", daemon=True)
 
     def start(self) -> None:
-        """Begin, and wait a moment for the first look at what people asked for."""
+        """Start the thread, and wait a moment for its first look at what users requested."""
         self._thread.start()
         self._first_pass.wait(_FIRST_PASS_S)
 
@@ -180,7 +180,7 @@ class PositionMirror:
                 pause_s = pauses.next_delay_s()
                 self._say_problem(error, is_first=pauses.attempt == 1)
             except Exception as error:
-                # Positions are for people; whatever is wrong here, the pipeline continues.
+                # Positions are only for display: whatever is wrong here, the pipeline continues.
                 pause_s = pauses.next_delay_s()
                 log_failure(_log, "mirroring positions failed", error)
             self._first_pass.set()
@@ -215,8 +215,8 @@ class PositionMirror:
         found = self._find(must_read=is_last or now_s >= self._read_due_s, is_last=is_last)
         if found is None:
             return self._look.end()
-        # What is written is written once. Only looking for it is repeated, while phases
-        # of thousands of tables change all the time.
+        # Each phase is written once. Only the search for phases is repeated, while those of
+        # thousands of tables change all the time.
         look_s, read_s = self._look.end(), self._read.end()
         rest_s = _REST * (self._cpu_s() - began_s)
         self._write(found, is_last=is_last)
@@ -240,7 +240,7 @@ class PositionMirror:
         memory = self._open_memory()
         rows = self._states.read([*memory.entries, *(p.state_id for p in positions)])
         if memory.entries.keys() - rows.keys() and self._states.place() != memory.place:
-            # Not these states are gone, but all: the table is another one.
+            # All states are gone, not only these: the table was replaced by another one.
             self._memory = None
             memory = self._open_memory()
         self._look_for_a_namesake(memory, status, rows)
@@ -253,7 +253,7 @@ class PositionMirror:
     def _write(self, found: _Found, *, is_last: bool = False) -> None:
         """Write what is due; what a stop interrupts is left to the last pass."""
         memory = found.memory
-        # Should time run out at the end, positions that only moved are missed least.
+        # If time runs out at the end, positions that only moved matter least.
         due = sorted(found.due, key=lambda step: not step.write.is_step)
         for first in range(0, len(due), _WRITTEN_AT_ONCE):
             if self._stop.is_set() and not is_last:
@@ -264,8 +264,8 @@ class PositionMirror:
                 if step.write.position.state_id in written:
                     self._wrote(memory, step, written[step.write.position.state_id])
             for step in some:
-                # Where another is writing, only its end tells whether there is something newer.
-                # If so, the next pass sees it.
+                # While another process is writing, it is not known whether there will be a newer
+                # version. Wait for it; if there is one, the next pass reads it.
                 if step.write.position.state_id not in written and self._states.write(step.write):
                     self._wrote(memory, step, None)
         if found.present:
@@ -305,7 +305,7 @@ class PositionMirror:
     def _settle(
         self, memory: MirrorMemory, position: TablePosition, row: StateRow | None, *, is_last: bool
     ) -> _Due | None:
-        """Answer what a user did to one state; what is to be written, where that is due."""
+        """Answer what a user did to one state; returns what to write, None if nothing is due."""
         state_id = position.state_id
         if row is not None and row.is_ours:
             position = self._positions.with_commit_of(position, row.state)
@@ -334,7 +334,7 @@ class PositionMirror:
     def _wrote(self, memory: MirrorMemory, due: _Due, version: int | None) -> None:
         """Remember what was written.
 
-        Not before the state is there: a state that could not be written was not cleared.
+        Only now that the state is there: a state that could not be written was not cleared.
         """
         position, text = due.write.position, due.text
         state_id = position.state_id
@@ -346,13 +346,13 @@ class PositionMirror:
             case Refused():
                 self._say(memory, position, "refused", text)
             case Edited():
-                self._say(memory, position, "edited", "what was changed is only displayed")
+                self._say(memory, position, "edited", "only what is displayed was changed")
             case New() if due.write.over is not None:
-                _log.info("%s is mirrored from now on; what was there is replaced", state_id)
+                _log.info("%s is mirrored from now on; its old content was replaced", state_id)
 
     def _judge(self, position: TablePosition, row: StateRow | None, entry: Entry | None) -> Verdict:
         if entry is not None and entry.requested_at is not None:
-            # Seen before; what is missing is its end.
+            # The request was seen before, and is not completed yet.
             return Cleared(entry.note or "its state was cleared")
         return judge(
             position,
@@ -368,11 +368,11 @@ class PositionMirror:
     def _copy_again(
         self, memory: MirrorMemory, position: TablePosition, entry: Entry | None, how: str
     ) -> str:
-        """Ask for a new copy, once for each request; the note that goes with the state.
+        """Ask for a new copy, once for each request; returns the note for the state.
 
         The request is remembered with the table's state at that moment, and forgotten when the
         mirrored state is written again. Between the two this may be called any number of times,
-        also by another process after a crash: a table in another state has been asked for.
+        also by another process after a crash: for a table in another state, it has asked before.
         """
         table_id = position.table_id
         state = self._store.get_table_replication_state(table_id)
@@ -397,9 +397,9 @@ class PositionMirror:
     def _forget(
         self, memory: MirrorMemory, present: Collection[str], rows: Mapping[str, StateRow]
     ) -> None:
-        """Remove what the mirror wrote for tables that left, or under an earlier name.
+        """Delete what the mirror wrote for tables that left the pipeline, or under earlier IDs.
 
-        What another program has written since stays.
+        A state that another program has written since stays.
         """
         for state_id in memory.entries.keys() - set(present):
             row = rows.get(state_id)

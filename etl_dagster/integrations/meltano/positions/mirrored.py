@@ -21,9 +21,9 @@ from etl_dagster.integrations.meltano.states.uri import StateLocation, locate, l
 from etl_dagster.model.coordination import Notes
 from etl_dagster.stores.postgres.config import PostgresStoreConfig
 
-#: Of a `meltano state move`: it writes the one state and deletes the other in one process.
+#: How long a `meltano state move` may take, which writes one state and then deletes the other.
 _MOVE_TAKES = timedelta(seconds=30)
-#: In the history.
+#: What the history shows for writes of the mirror.
 _OPERATION = "mirror"
 
 
@@ -40,12 +40,12 @@ class PositionWrite:
     """A position that is to be written."""
 
     position: TablePosition
-    #: For people.
+    #: What was done about a user's change; shown in the state.
     note: str | None
-    #: What was read; None for nothing.
+    #: The state as it was read; None where there was none.
     over: StateRow | None
-    #: Whether the history keeps it. A position moves every few seconds: a history of that would be
-    #: all there is to read.
+    #: Whether the history keeps it. A position moves every few seconds: such versions would bury
+    #: all others.
     is_step: bool
 
     @property
@@ -86,7 +86,7 @@ class MirroredStates:
         self._storage.migrate()
 
     def place(self) -> str:
-        """What tells this place from any other.
+        """A text that no other place has.
 
         A user may drop the tables, or restore an empty database under the same name: then no
         state is there, and none was cleared.
@@ -94,10 +94,10 @@ class MirroredStates:
         return self._storage.place()
 
     def read(self, state_ids: Iterable[str]) -> dict[str, StateRow]:
-        """Those of these states that there are."""
+        """All states of the pipeline, and those of the given IDs, as far as they exist."""
         found = {state.state_id: state for state in self._storage.get_all(f"{self._prefix}*")}
         for state_id in state_ids:
-            # Under an environment or destination of before.
+            # An ID of an earlier environment or destination.
             if not state_id.startswith(self._prefix):
                 state = self._storage.get(state_id)
                 if state is not None:
@@ -105,7 +105,7 @@ class MirroredStates:
         return {state_id: self._row(state) for state_id, state in found.items()}
 
     def read_own(self, store: Notes) -> dict[str, StateRow]:
-        """Those that the mirror wrote, also where a user changed them since.
+        """The states that the mirror wrote, including those that a user has changed since.
 
         Args:
             store: the pipeline's, where the mirror remembers them.
@@ -125,13 +125,13 @@ class MirroredStates:
         """Write positions of different tables in one transaction.
 
         Returns:
-            The new versions of those that were written, by ID: not what has something newer, nor
-            what another writes at this moment.
+            By ID, the new versions of the states that were written. A state that has a newer
+            version, or that another process is writing now, was not.
         """
         return self._storage.set_each([write.state for write in writes], operation=_OPERATION)
 
     def write(self, write: PositionWrite) -> bool:
-        """Write one position, once no other process does; False where there is something newer."""
+        """Write one position, after any other writer; False where there is a newer version."""
         try:
             self._storage.put(write.state, operation=_OPERATION)
         except StateChanged:
@@ -139,7 +139,7 @@ class MirroredStates:
         return True
 
     def delete(self, state_id: str, row: StateRow) -> bool:
-        """Remove a state as it was read; False if there is something newer."""
+        """Delete a state that is as it was read; False where there is a newer version."""
         with self._storage.lock(state_id):
             state = self._storage.get(state_id)
             if state is not None and state.version != row.version:
@@ -152,10 +152,10 @@ class MirroredStates:
         return bool(self._storage.history(position.state_id, limit=1))
 
     def find_move(self, position: TablePosition) -> str | None:
-        """The ID that a state was moved to which is gone now.
+        """The ID that a missing state was moved to; None if it was not moved.
 
-        `meltano state move` writes the one and deletes the other, so both have one writer. A copy
-        that was made before clearing the state was made by another process.
+        `meltano state move` writes one state and deletes the other in one process, so both have the
+        same writer. A copy that a user made before clearing the state has another one.
         """
         versions = self._storage.history(position.state_id, limit=1)
         if not versions or versions[0].operation != "delete":
@@ -199,7 +199,7 @@ def state_location(config: PipelineConfig) -> StateLocation | None:
 
 
 def states_location(config: PipelineConfig) -> StateLocation | None:
-    """Where Meltano states of this configuration are, mirrored or not; None where nowhere is named.
+    """Where Meltano states of this configuration are, mirrored or not; None if it names no place.
 
     Raises:
         StateUriError: URI or DSN can't be read.

@@ -1,4 +1,4 @@
-"""What the mirror would do about people's changes to its states; for a pipeline that is stopped."""
+"""What the mirror would do about users' changes to its states; for a pipeline that is stopped."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ class PendingChanges:
         return found
 
     def request(self, pending: Pending) -> None:
-        """Have the table copied again; the next start doesn't do it for a second time."""
+        """Have the table copied again; the next start does not repeat that."""
         position = pending.position
         state = self._store.get_table_replication_state(position.table_id)
         if state is None or isinstance(state, Init):
             return
         entry = self._memory.entries[position.state_id]
         seen = state_key(self._store, position.table_id, state)
-        note = f"asked for by `etl-dagster reset` after its state was cleared ({state_name(state)})"
+        note = f"requested by `etl-dagster reset` after its state was cleared ({state_name(state)})"
         self._memory.entries[position.state_id] = dataclasses.replace(
             entry, requested_at=seen, note=note
         )

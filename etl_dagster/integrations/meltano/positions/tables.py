@@ -1,4 +1,4 @@
-"""Where the tables of a pipeline are, as its own store and its status have it."""
+"""Where the tables of a pipeline are, by its own store and its status."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Positions:
         self._config = config
         self._store = store
         self._coordination = store if isinstance(store, Coordination) else None
-        #: Of tables that are handed over: where, and how many rows were copied before.
+        #: Of tables that were handed over: at which LSN, and how many rows were copied before.
         self._copied: dict[TableId, tuple[Lsn, int | None]] = {}
-        #: Where a table was handed over, and its last commit; the status begins with none.
+        #: LSN of the hand-over; LSN and time of the last commit, which a new status does not have.
         self._commits: dict[TableId, tuple[Lsn, Lsn, str | None]] = {}
 
     def of(self, status: PipelineStatus) -> list[TablePosition]:
@@ -50,7 +50,7 @@ class Positions:
         ]
 
     def again(self, position: TablePosition) -> TablePosition:
-        """The table after its state was changed."""
+        """The position of a table whose state was just changed."""
         state = self._store.get_table_replication_state(position.table_id)
         return self.position(position.table, position.table_id, state, position.lsn)
 
@@ -140,7 +140,7 @@ class Positions:
 
 
 def published_position(status: PipelineStatus, table: TableStatus) -> TablePosition:
-    """A table's position as its pipeline has told it; enough to show."""
+    """A table's position by the status that its pipeline published; enough for display."""
     is_streamed = table.state in ("sync_done", "ready")
     last = table.last_commit_lsn
     return TablePosition(
@@ -156,7 +156,7 @@ def published_position(status: PipelineStatus, table: TableStatus) -> TablePosit
 
 
 def state_key(store: Coordination | None, table_id: TableId, state: TableState) -> str:
-    """Tells one stay in a state from the next."""
+    """A text that changes with the state, and when a table enters the same state again."""
     plan = store.get_copy_plan(table_id) if store and isinstance(state, DataSync) else None
     return json.dumps([state_to_json(state), plan.copy_id if plan else None])
 

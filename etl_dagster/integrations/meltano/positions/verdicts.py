@@ -22,7 +22,7 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class New:
-    """The mirror has never written it. Missing means nothing, and what is there counts nothing."""
+    """The mirror has never written it here: if it is missing, or what it says, means nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def judge(
         row: None when there is none.
         was_mirrored: whether the mirror has written it in this place before.
         known_lsns: positions that the mirror wrote a moment ago. An editor that was open while the
-            pipeline continued saves one of them; that is not a request to go back.
+            pipeline continued may save one of them; that is not a request to go back.
         has_history: whether the place has any version of a missing state in its history.
         find_move: the ID that a missing state has now; called for a missing state only.
     """

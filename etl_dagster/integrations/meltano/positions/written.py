@@ -11,7 +11,7 @@ from etl_dagster.integrations.meltano.positions.verdicts import StateRow
 
 #: A table without changes follows the stream's position this many intervals later.
 _IDLE_INTERVALS = 6
-#: ... and not more often than one of all tables in so many seconds; but once in an hour each.
+#: ... but of all tables together not more than one in this time; and each once an hour.
 _IDLE_WRITE_S, _LONGEST_IDLE_S = 0.5, 3600.0
 _LSNS_KEPT = 200
 
@@ -40,7 +40,7 @@ class WrittenPositions:
         self._lsns: dict[str, deque[int]] = {}
 
     def add(self, position: TablePosition, version: int | None) -> None:
-        """It is written now, as this version of its state; None where that is not known."""
+        """Remember that it was written now, as this version of its state; None if not known."""
         self._last[position.state_id] = position, self._now_s()
         if version is None:
             self._versions.pop(position.state_id, None)
@@ -51,17 +51,17 @@ class WrittenPositions:
             lsns.append(position.lsn.offset)
 
     def forget(self, state_id: str) -> None:
-        """There is no such state any more."""
+        """Forget a state that is not there any more."""
         self._last.pop(state_id, None)
         self._versions.pop(state_id, None)
         self._lsns.pop(state_id, None)
 
     def lsns(self, state_id: str) -> Collection[int]:
-        """The positions that were written a moment ago."""
+        """The positions that were written lately."""
         return self._lsns.get(state_id, ())
 
     def followed(self, rows: Mapping[str, StateRow]) -> TablePosition | None:
-        """What a mirror of the same name has written since, as it was written here."""
+        """A position that was written here, and since by another mirror of the same name."""
         for state_id, version in self._versions.items():
             row = rows.get(state_id)
             if row is not None and row.is_ours and row.version > version:
@@ -77,7 +77,7 @@ class WrittenPositions:
         """Whether to write it now, where no user asked for anything.
 
         Args:
-            is_last: whether there is no later.
+            is_last: whether this is the last pass.
         """
         if self.is_new_phase(position):
             return True
