@@ -65,7 +65,7 @@ def test_the_state_commands_do_what_meltano_documents(
     with storage.run_lease("dev:a-to-b"):
         done = project.run("state", "set", "--force", "dev:a-to-b", json.dumps(STATE))
     # A run continues from what it has read.
-    assert "'dev:a-to-b' is run now by" in done.stdout + done.stderr
+    assert "'dev:a-to-b' is in use by a run of" in done.stdout + done.stderr
     assert get("dev:a-to-b") == STATE
     assert storage.list_ids() == ["dev:a-to-b"]
 
@@ -101,7 +101,7 @@ def test_the_state_commands_do_what_meltano_documents(
     assert storage.locks() == []
 
 
-def test_the_settings_of_the_seed_reach_the_server(
+def test_the_documented_settings_reach_the_server(
     newest_database: Database, tmp_path: Path
 ) -> None:
     """Parts as settings, under either namespace, above a URI that says otherwise."""

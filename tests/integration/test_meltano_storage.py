@@ -388,10 +388,10 @@ def test_missing_tables_that_may_not_be_created_are_reported(newest_database: Da
     newest_database.execute("CREATE SCHEMA states")
     with role(newest_database, "GRANT USAGE ON SCHEMA states TO {role}") as (user, password):
         uri = state_uri(newest_database, "states", user=user, password=password)
-        with pytest.raises(StateTablesMissing, match="may not make them") as refused:
+        with pytest.raises(StateTablesMissing, match="may not create them") as refused:
             StateStorage.from_uri(uri).list_ids()
         assert f'GRANT USAGE, CREATE ON SCHEMA "states" TO "{user}"' in refused.value.solution
-    with pytest.raises(StateTablesMissing, match="not to be made"):
+    with pytest.raises(StateTablesMissing, match="must not be created here"):
         open_storage(newest_database, "states", create_tables=False).list_ids()
 
 

@@ -1,4 +1,4 @@
-"""What Meltano finds, and that finding it costs nothing."""
+"""What Meltano finds by entry points, and that loading it is cheap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECRET = make_secret("geheim")
 
 pytest.importorskip("meltano")
 
-#: As the seed lists them, and what was missing there.
+#: As the documentation lists them.
 SETTINGS = {
     *("host", "port", "user", "password", "database", "schema", "sslmode"),
     *("sslrootcert", "sslcert", "sslkey", "connect_timeout", "application_name", "options"),

@@ -82,7 +82,7 @@ def test_an_empty_half_is_nothing(empty: Any) -> None:
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_json_has_not_is_refused_by_its_place(value: Any, told: str) -> None:
+def test_what_json_cannot_represent_is_refused_with_its_place(value: Any, told: str) -> None:
     with pytest.raises(StateNotStorable, match=told) as refused:
         to_text(ID, value, "partial")
     assert "secret" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Where state lives: the URI of the seed, every URI of libpq's, and the settings above them."""
+"""Where state lives: the documented URI, any URI of libpq's, and the settings that win over it."""
 
 from __future__ import annotations
 

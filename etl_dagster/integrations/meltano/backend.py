@@ -57,11 +57,11 @@ class PostgresStateBackend(StateStoreManager):
     Args:
         uri: ``postgres://user:password@host:port/database/schema``, or any URI of libpq's.
         settings: those of `settings.py`, such as host and password; each wins over the URI. And
-            Meltano's own ``lock_timeout_seconds``: a lock that wasn't renewed for this long is
-            over; ``lock_retry_seconds``: the longest pause between two attempts at a lock.
+            Meltano's own ``lock_timeout_seconds``: a lock that was not renewed for this long
+            has expired; ``lock_retry_seconds``: the longest pause between two attempts at a lock.
 
     Raises:
-        PostgresStateError: from every method, with reason and instruction.
+        PostgresStateError: by any method, with a reason and an instruction.
     """
 
     def __init__(self, uri: str = "", **settings: Any) -> None:
@@ -78,14 +78,15 @@ class PostgresStateBackend(StateStoreManager):
 
     @property
     def label(self) -> str:
-        """For Meltano's log: where, without user and password."""
+        """Where the states are, for Meltano's log; without user and password."""
         return f"PostgreSQL ({self.storage.location.shown})"
 
     def set(self, state: MeltanoState) -> None:
-        """Replace both halves. Within `acquire_lock` a failure may show at the end of the block.
+        """Replace both halves. Within `acquire_lock`, the end of the block may raise the error.
 
-        A bookmark of a run that is NaN or Infinity is left out, and a warning names it: its stream
-        is read from an earlier point again. To refuse the state would lose all the others.
+        In a run, a bookmark that is NaN or Infinity is left out, with a warning that names it; its
+        stream is read again from an earlier point. Refusing the state would lose all other
+        bookmarks, too.
         """
         partial, completed = (
             _storable(state.state_id, half) for half in (state.partial_state, state.completed_state)
@@ -96,11 +97,11 @@ class PostgresStateBackend(StateStoreManager):
 
     def get(self, state_id: str) -> MeltanoState | None:
         """The state, as new objects; empty halves are ``{}``."""
-        # Before a run, Meltano logs the reason alone.
+        # At the start of a run, Meltano logs the reason without the instruction.
         with _meltano_errors(is_reason_alone=_current_run_id() is not None):
             if _current_run_id() is not None and not self._may_write:
-                # A run whose state can't be written should fail before it loads anything: when the
-                # write fails, Meltano may end the run all the same as if nothing had happened.
+                # A run whose state can't be written should fail before it loads anything: if a
+                # later write fails, Meltano may still end the run as if nothing had happened.
                 self.storage.require_writable()
                 self._may_write = True
             stored = self.storage.get(state_id)
@@ -109,7 +110,7 @@ class PostgresStateBackend(StateStoreManager):
             except StateCorrupt as error:
                 if _command()[:2] != ["list", "state"]:
                     raise
-                # It must not keep the others from being listed.
+                # One corrupt state must not keep the others from being listed.
                 _log.warning("%s; %s", error.reason, error.solution)
                 return MeltanoState(state_id=state_id, partial_state={}, completed_state={})
 
@@ -125,8 +126,7 @@ class PostgresStateBackend(StateStoreManager):
             return self.storage.clear_all()
 
     def get_all(self, pattern: str | None = None) -> list[MeltanoState]:
-        """All states that match, read in one query; without those that are corrupt, with a warning
-        for each."""
+        """All states that match, read in one query; corrupt ones are left out, with a warning."""
         states = []
         with _meltano_errors():
             for stored in self.storage.get_all(pattern):
@@ -151,10 +151,11 @@ class PostgresStateBackend(StateStoreManager):
 
     @contextlib.contextmanager
     def acquire_lock(self, state_id: str, *, retry_seconds: float = 1) -> Iterator[None]:
-        """No other process writes the state under its lock; what the block does is one transaction.
+        """Lock the state against other processes; what the block does is one transaction.
 
         Args:
-            retry_seconds: a longest pause, like ``lock_retry_seconds``; the shorter counts.
+            retry_seconds: the longest pause between two attempts, unless ``lock_retry_seconds``
+                is shorter.
 
         Raises:
             PostgresStateLockedError: another process holds it, and is alive.
@@ -173,7 +174,8 @@ class PostgresStateBackend(StateStoreManager):
         """Only one process runs a pipeline with this state ID during the block, on any machine.
 
         Raises:
-            PostgresStateLockedError: another one does, and did for `wait_seconds`; says who.
+            PostgresStateLockedError: another process still runs it after `wait_seconds`; the
+                message names it.
         """
         with _meltano_errors():
             lease = self.storage.run_lease(
@@ -183,19 +185,22 @@ class PostgresStateBackend(StateStoreManager):
                 yield held
 
     def migrate(self) -> None:
-        """Make or upgrade the tables; `meltano upgrade` calls it."""
+        """Create or upgrade the tables; `meltano upgrade` calls it."""
         with _meltano_errors():
             self.storage.migrate()
 
     def _warn_of_run(self, state_id: str) -> None:
-        """A person changes a state whose run writes it again; the run lease says so."""
+        """Warn a user who changes a state that a run under way will write again.
+
+        Whether there is such a run, its run lease tells.
+        """
         if _command()[1:2] != ["state"]:
             return
         for row in self.storage.locks():
             if (row.kind, row.state_id, row.is_expired) == ("run", state_id, False):
                 _log.warning(
-                    "state %r is run now by %s (host %s, pid %s%s), which will write over this "
-                    "change: change it when that run has ended",
+                    "state %r is in use by a run of %s (host %s, pid %s%s), which will overwrite "
+                    "this change: change it after that run has ended",
                     state_id,
                     row.owner,
                     row.host,
@@ -204,12 +209,15 @@ class PostgresStateBackend(StateStoreManager):
                 )
 
     def close(self) -> None:
-        """Close idle connections. It may be used again, and nothing waits to be written."""
+        """Close idle connections. The backend may be used again; nothing is left to be written."""
         self.storage.close()
 
 
 def _storable(state_id: str, half: Any) -> Any:
-    """What a run may store of this half; what people write is refused as a whole instead."""
+    """The half as a run may store it: without NaN and Infinity.
+
+    Outside of a run it is returned as it is: what a user writes is refused as a whole.
+    """
     if _current_run_id() is None or not isinstance(half, Mapping):
         return half
     kept, gone = without_nonfinite(half)
@@ -223,7 +231,7 @@ def _storable(state_id: str, half: Any) -> Any:
 
 
 def _command() -> list[str | None]:
-    """The names of the command that runs and of those above it, the innermost first."""
+    """Names of Meltano's running command and of its parents, the innermost first."""
     import click
 
     context = click.get_current_context(silent=True)
@@ -243,7 +251,7 @@ def _to_meltano(stored: StoredState) -> MeltanoState:
 
 
 def _current_run_id() -> str | None:
-    """The run that Meltano works at: it binds the ID for its log."""
+    """ID of the run that this process executes: Meltano binds it for its log."""
     from structlog.contextvars import get_contextvars
 
     run_id = get_contextvars().get("run_id")
@@ -251,10 +259,10 @@ def _current_run_id() -> str | None:
 
 
 def _spare_the_traceback(error: PostgresStateError) -> None:
-    """End `meltano state set`, `merge` and others as Meltano ends `list`: with the message alone.
+    """End `meltano state set`, `merge` and the like with the message alone, as Meltano ends `list`.
 
-    There, whatever a write raises is wrapped in an error that the command line prints with three
-    tracebacks. Outside of `meltano state` this does nothing.
+    Meltano wraps any error of a write there, and prints it with three tracebacks. Outside of
+    `meltano state` this does nothing.
     """
     if _command()[1:2] == ["state"]:
         from meltano.cli.utils import CliError
@@ -265,10 +273,10 @@ def _spare_the_traceback(error: PostgresStateError) -> None:
 
 @contextlib.contextmanager
 def _meltano_errors(*, is_reason_alone: bool = False) -> Iterator[None]:
-    """Our errors as Meltano's. Errors of a caller's block pass as they are.
+    """Raise our errors as Meltano's. Other errors of the block pass unchanged.
 
     Args:
-        is_reason_alone: whether the reason must say, too, what to do.
+        is_reason_alone: whether only the reason is shown, so that it must also say what to do.
     """
     try:
         yield
@@ -280,7 +288,7 @@ def _meltano_errors(*, is_reason_alone: bool = False) -> Iterator[None]:
             kind = PostgresStateSettingsError
         elif isinstance(error, StateLocked):
             kind = PostgresStateLockedError
-        # Meltano puts full stops behind them. The cause would only say the same again.
+        # Meltano adds the full stops. A cause would only repeat the message.
         reason, solution = error.reason.rstrip("."), error.solution.rstrip(".")
         if is_reason_alone:
             raise kind(f"{reason}. {solution}") from None

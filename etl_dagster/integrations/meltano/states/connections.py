@@ -35,29 +35,29 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-#: Timeouts of the role and of the URI hold, and so does a database that is read only on purpose.
+#: Timeouts of the role and of the URI stay, and a database that is read only on purpose stays so.
 _SESSION = {
     name: value for name, value in PINNED.items() if name != "default_transaction_read_only"
 } | {"idle_session_timeout": "0"}
-#: A connection that breaks is made again for this long.
+#: How long to try to reconnect.
 _GIVE_UP_AFTER_S = 20.0
-#: So long an answer may take, besides what the server may wait for a lock.
+#: How long an answer may take, besides the wait for a lock in the server.
 _ANSWER_S = 20.0
-#: The same for what people ask of all states at once, which may be gigabytes.
+#: The same for commands about all states at once, which may be gigabytes.
 BULK_S = 3600.0
-#: So many are kept for the next use; more are made when threads need them, and closed.
+#: Idle connections that are kept; more are opened when threads need them, and closed after it.
 _KEPT = 4
 
 
 class StateConnections(Pool):
-    """To one location, in autocommit.
+    """Connections to one location, in autocommit.
 
-    Work may be done twice: also when it was done, and only the answer got lost.
+    Work may be done twice: also when it succeeded, and only the answer was lost.
 
     Args:
         lock_wait_s: how long the server may wait for a lock in one piece of work.
         is_run: whether this is for a run. No person waits for it, and Meltano makes several
-            backends for one run: the first connection of each is tried again like any other.
+            backends for one run: so the first connection of each is retried like any other.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class StateConnections(Pool):
         is_run: Callable[[], bool] = lambda: False,
     ) -> None:
         self._location = location
-        #: A statement that takes longer has no server any more that would answer it.
+        #: If a statement takes longer, its server is taken to be gone.
         self.answer_s = lock_wait_s + _ANSWER_S
         self._is_run = is_run
         super().__init__(
@@ -154,8 +154,8 @@ class StateConnections(Pool):
                 )
             case Failure.MISSING:
                 return StateTablesMissing(
-                    f"the tables for state are not at {where}: {message}",
-                    solution="Check the schema in state_backend.uri. `meltano upgrade` makes "
+                    f"the tables for state are missing at {where}: {message}",
+                    solution="Check the schema in state_backend.uri. `meltano upgrade` creates "
                     "missing tables.",
                 )
             case Failure.LOCKED:
@@ -166,12 +166,12 @@ class StateConnections(Pool):
                 return StateStorageError(
                     f"{where} gave up: {message}",
                     solution="See what keeps the server busy, or raise statement_timeout: in the "
-                    "options of the URI or of state_backend.postgres.options, or of the role.",
+                    "options of the URI, in state_backend.postgres.options, or for the role.",
                 )
             case Failure.DISK_FULL:
                 return StateStorageError(
                     f"{where} has no room: {message}",
-                    solution="Make room on the server's disk, and repeat it.",
+                    solution="Make room on the server's disk, and try again.",
                 )
         return StateStorageError(f"{where} failed: {message}")
 

@@ -28,7 +28,7 @@ class StateStorageUnreachable(StateStorageError):
 
 
 class StateStorageRefused(StateStorageError):
-    """The server is there and doesn't let us in: user, password, database or pg_hba.conf."""
+    """The server is up and refuses the login: user, password, database or pg_hba.conf."""
 
     solution = (
         "Check user, password and database in state_backend.uri (the password may come from "
@@ -41,11 +41,11 @@ class StateStorageForbidden(StateStorageError):
 
 
 class StateTablesMissing(StateStorageError):
-    """Schema or tables are not there and can't, or must not, be made."""
+    """The schema or a table is missing, and cannot or must not be created."""
 
 
 class StateSchemaMissing(StateTablesMissing):
-    """The schema is not there. It isn't made: a mistyped name would look like empty state."""
+    """The schema is missing. It is not created: a mistyped name would look like empty state."""
 
 
 class StateCorrupt(StateStorageError):
@@ -61,7 +61,7 @@ class StateCorrupt(StateStorageError):
 
 
 class StateNotStorable(StateStorageError):
-    """A value or an ID that JSON or Postgres has no room for. Nothing was written."""
+    """A value or an ID that JSON or Postgres cannot represent. Nothing was written."""
 
     solution = "Correct the state; what was stored before is unchanged."
 
@@ -90,7 +90,7 @@ class StateLockLost(StateStorageError):
     """Our lock expired while we held it, and another process took it. Nothing was written."""
 
     solution = (
-        "The process stood still, or had no connection, for longer than the lease; repeat it. "
+        "The process stalled, or had no connection, for longer than the lease: run it again. "
         "Raise state_backend.lock_timeout_seconds if that is normal here."
     )
     retryable = True

@@ -1,4 +1,4 @@
-"""Hears over LISTEN that a lock was released; behind a pooler it hears nothing."""
+"""Notices by LISTEN that a lock was released; behind a pooler this does not work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from etl_dagster.pg.listener import Subscription
 
 
 class ReleaseListener:
-    """On a connection of its own, made when asked to listen."""
+    """Listens on a connection of its own, opened by `listen`."""
 
     def __init__(self, connections: StateConnections, channel: str, payload: str) -> None:
         self._connections = connections
@@ -23,7 +23,7 @@ class ReleaseListener:
         self._is_possible = True
 
     def listen(self) -> bool:
-        """Begin, or continue; False where nothing would be heard: poll then."""
+        """Start listening, or continue; False where no notification would come: poll then."""
         if self._subscription is not None:
             return True
         if not self._is_possible:
@@ -45,7 +45,7 @@ class ReleaseListener:
         return True
 
     def wait(self, timeout_s: float) -> None:
-        """Until a release is heard, but not longer."""
+        """Wait for a release, or until the time is over."""
         assert self._subscription is not None
         deadline = time.monotonic() + timeout_s
         try:

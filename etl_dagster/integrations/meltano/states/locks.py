@@ -1,9 +1,9 @@
 """Locks and run leases: rows that expire unless their owner keeps renewing them.
 
-A row is committed, so everybody can see who holds what. Only the server's clock is compared.
+A row is committed, so every session can see who holds what. Only the server's clock is compared.
 
-No lease is longer than an hour; so one that ends later than in two can't be real: the clock was
-set back since, or the row was written by hand. It counts as expired.
+No lease is longer than an hour. So one that ends more than two hours from now can't be real: the
+clock was set back, or the row was written by hand. It counts as expired.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from etl_dagster.integrations.meltano.states.tables import StateTables
 _log = logging.getLogger(__name__)
 
 Kind = Literal["write", "run"]
-#: Pauses of a waiting process: about the time of a write, at first.
+#: The first pause of a waiting process: about the time that a write takes.
 _FIRST_PAUSE_S = 0.004
-#: After so long a wait a connection is made that hears of releases. Short waits are mostly in the
-#: server, for the transaction of the owner.
+#: A process that has waited this long listens for the release, on a connection of its own. Shorter
+#: waits are mostly in the server, for the transaction of the owner.
 _LISTEN_AFTER_S = 0.25
 _LONGEST_LEASE_S = 3600.0
+#: See `Locks.give_way`; no more locks than this are remembered for it.
 _GIVE_WAY_S, _TURNS_KEPT = 0.004, 1_000
 #: A renewal doesn't wait for our own transaction, which holds the row anyway.
 _RENEWAL_WAIT_MS = 200
@@ -66,13 +67,13 @@ def _name_of(pid: int) -> str:
 
 
 def lock_key(kind: Kind, state_id: str) -> bytes:
-    """The row's key: of one length, however long the ID."""
+    """Key of the row; its length doesn't depend on that of the ID."""
     return hashlib.sha256(f"{kind}\0{state_id}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class LockRow:
-    """A lock or run lease as everybody sees it."""
+    """A lock or run lease as every process sees it."""
 
     state_id: str
     kind: Kind
@@ -89,7 +90,7 @@ class LockRow:
 
 
 class StateLease:
-    """A lock that we took. Renewed by a thread until it is released."""
+    """A lock or run lease of this process. Renewed by a thread until it is released."""
 
     def __init__(self, kind: Kind, state_id: str, lease_s: float, fencing_token: int) -> None:
         self.kind = kind
@@ -121,7 +122,7 @@ class StateLease:
 
 
 class Locks:
-    """The lock table. Leases that are held are renewed by one thread, which ends without any."""
+    """The lock table. One thread renews the leases that are held; it ends when there are none."""
 
     def __init__(
         self, connections: StateConnections, tables: StateTables, run_id: Callable[[], str | None]
@@ -143,11 +144,11 @@ class Locks:
 
         Args:
             lease_s: how long it lasts without being renewed; an hour at most.
-            wait_s: how long to wait for an owner that lives.
+            wait_s: how long to wait for an owner that is alive.
             retry_s: the longest pause between two attempts; a release is usually heard at once.
 
         Raises:
-            StateLocked: it was not free in that time; says who has it.
+            StateLocked: it was not free in that time; the message names the owner.
         """
         lease = StateLease(kind, state_id, min(lease_s, _LONGEST_LEASE_S), 0)
         with self._guard:
@@ -164,7 +165,7 @@ class Locks:
         return lease
 
     def release(self, lease: StateLease) -> None:
-        """Give it back, if it still is ours."""
+        """Release the lock, if it is still ours."""
         self.forget(lease)
         text, parameters = self.release_statement(lease)
         row = self._connections.run(lambda c: c.execute(text, parameters).fetchone())
@@ -192,7 +193,7 @@ class Locks:
                 self._turns[lease.key] = time.monotonic() + _GIVE_WAY_S
 
     def forget(self, lease: StateLease) -> None:
-        """Renew it no more."""
+        """Stop renewing it."""
         with self._guard:
             self._held.pop(lease.lock_id, None)
 
@@ -257,15 +258,15 @@ class Locks:
                     if self._mark_awaited(lease, deadline) is not None:
                         waiting.wait(min(retry_s, left_s, expires_in_s))
                 else:
-                    # By chance, so that several who wait don't keep meeting.
+                    # Random, so that several waiting processes don't keep colliding.
                     time.sleep(min(random.uniform(0.3, 1) * pause_s, left_s, expires_in_s))
-                    if is_long:  # and nothing tells of the release: a pooler is in between
+                    if is_long:  # and there will be no notification: a pooler is in between
                         pause_s = min(1.5 * pause_s, retry_s)
             if self._try(lease, deadline):
                 return
 
     def _mark_awaited(self, lease: StateLease, deadline: float) -> tuple[Any, ...] | None:
-        """Ask for a notification at the release; who holds it, or None when it is free."""
+        """Ask for a notification at the release; returns who holds it, None when it is free."""
         parameters = {"key": lease.key, "wait_ms": _milliseconds(deadline)}
         try:
             return self._row(lock_statements.AWAIT, parameters)
@@ -322,7 +323,7 @@ class Locks:
         except StateStorageError as error:
             if lease.is_held:
                 _log.warning("the lock of %r could not be renewed yet: %s", lease.state_id, error)
-            # Not renewed: tried again at once, until it is over. `is_held` tells by then.
+            # Still due, so the next round tries again, until the lease is over.
             time.sleep(0.1)
             if not lease.is_held:
                 lease.lose()
@@ -334,13 +335,15 @@ class Locks:
             if not released:
                 lease.lose()
                 self.forget(lease)
-                _log.error("the %s lock of %r was taken by another", lease.kind, lease.state_id)
+                _log.error(
+                    "the %s lock of %r was taken by another process", lease.kind, lease.state_id
+                )
             return
         lease.renewed_at = began
 
 
 def _milliseconds(deadline: float) -> str:
-    """What is left, for lock_timeout: never 0, which means for ever."""
+    """The time left until the deadline, for lock_timeout: never 0, which means for ever."""
     return str(max(1, round(1000 * (deadline - time.monotonic()))))
 
 

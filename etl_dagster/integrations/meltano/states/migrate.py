@@ -22,13 +22,14 @@ def ensure_tables(
     """Run the migrations that are missing; returns how many.
 
     Several processes may do so at once. When there is nothing to do, no right to create anything is
-    needed, and the tables alone decide: who may not read the record of migrations gets along.
+    needed. For a role that may not read the record of migrations there is nothing to do once all
+    tables are there.
 
     Args:
         connection: in autocommit.
-        create: whether missing tables may be made.
-        create_schema: whether a missing schema may be made. A mistyped name would look like empty
-            state, and everything would be loaded again.
+        create: whether missing tables may be created.
+        create_schema: whether a missing schema may be created. A mistyped name would look like
+            empty state, and everything would be loaded again.
 
     Raises:
         StateTablesMissing: there is something to do, and it is not allowed.
@@ -41,10 +42,10 @@ def ensure_tables(
     if not create:
         _require_schema(connection, tables.schema, create=False)
         raise StateTablesMissing(
-            f"the tables for state are missing or old in schema {tables.schema!r}, and are not "
-            "to be made now",
-            solution="`meltano upgrade` makes them, with create_tables on, as a role that may; "
-            "`etl-dagster state import` does, too.",
+            f"the tables for state are missing or old in schema {tables.schema!r}, and must not be "
+            "created here",
+            solution="Run `meltano upgrade` with create_tables on, as a role that may create them; "
+            "or `etl-dagster state import`.",
         )
     try:
         return len(
@@ -60,7 +61,7 @@ def ensure_tables(
         user, database = connection.info.user, connection.info.dbname
         raise StateTablesMissing(
             f"the tables for state are missing or old in schema {tables.schema!r} of database "
-            f"{database!r}, and the role {user!r} may not make them: "
+            f"{database!r}, and the role {user!r} may not create them: "
             f"{str(error).splitlines()[0]}",
             solution=f'GRANT USAGE, CREATE ON SCHEMA "{tables.schema}" TO "{user}"; or run '
             "`meltano upgrade` once as a role that may, and grant this one SELECT, INSERT, UPDATE, "
@@ -135,8 +136,8 @@ def _require_all_or_none(connection: Connection, tables: StateTables) -> None:
     raise StateTablesMissing(
         f"schema {tables.schema!r} has {', '.join(there)}, but not {', '.join(missing)}",
         solution="Restore the missing tables from the same backup. Or rename the tables that are "
-        "there, run `meltano upgrade` to make new ones, and import the states: `etl-dagster state "
-        "import --from URI --table NAME`.",
+        "there, run `meltano upgrade` to create new ones, and import the states: "
+        "`etl-dagster state import --from URI --table NAME`.",
     )
 
 
@@ -151,11 +152,11 @@ def _require_schema(connection: Connection, schema: str, *, create: bool) -> Non
         "AND nspname <> 'information_schema' ORDER BY 1 LIMIT 10"
     ).fetchall()
     raise StateSchemaMissing(
-        f"schema {schema!r} does not exist in database {connection.info.dbname!r}; it has "
+        f"schema {schema!r} does not exist in database {connection.info.dbname!r}, which has "
         + (", ".join(repr(name) for (name,) in there) or "none"),
-        solution="Correct the schema in state_backend.uri, or make it "
+        solution="Correct the schema in state_backend.uri, or create it "
         f'(CREATE SCHEMA "{schema}";). '
-        "It isn't made here, because a mistyped name would look like empty state.",
+        "It is not created by itself, because a mistyped name would look like empty state.",
     )
 
 
@@ -175,7 +176,7 @@ def _columns(connection: Connection, schema: str, table: str) -> set[str]:
 
 
 def _put_aside_earlier_backend(connection: Connection, tables: StateTables) -> None:
-    """Rename its tables; what they hold comes into ours, and they stay there."""
+    """Rename its tables. Their states are copied into ours later, and the old tables stay."""
     earlier = {
         tables.state: {"state_id", "partial_state", "completed_state", "updated_at"},
         tables.locks: {"state_id", "locked_at", "lock_id"},

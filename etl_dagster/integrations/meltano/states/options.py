@@ -1,4 +1,4 @@
-"""How a storage of states behaves."""
+"""Options of a storage of states."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from etl_dagster.integrations.meltano.states.errors import StateUriError
 class StorageOptions:
     """How a storage behaves; the names are those of Meltano's settings."""
 
-    #: A lock that wasn't renewed for this long is over, and so is a transaction idle under it.
+    #: A lock that was not renewed for this long has expired; the server ends a transaction under it
+    #: that is idle for as long.
     lock_timeout_seconds: float = 10.0
     #: The longest pause between two attempts; a release usually ends the pause at once.
     lock_retry_seconds: float = 1.0
-    #: How long to wait for an owner that lives. None: 30 s, or three times the lock timeout.
+    #: How long to wait for an owner that is alive. None: 30 s, or three times the lock timeout if
+    #: that is more.
     lock_wait_seconds: float | None = None
     #: So many versions of each state are kept; 0 keeps no history at all.
     history_versions: int = 100
-    #: Of older versions, the last of each run is kept for this long.
+    #: Of older versions, the last one of each run is kept for this many days.
     history_days: int = 90
-    #: Whether missing tables are made.
+    #: Whether missing tables are created.
     create_tables: bool = True
-    #: Whether a missing schema is made.
+    #: Whether a missing schema is created.
     create_schema: bool = False
 
     def __post_init__(self) -> None:

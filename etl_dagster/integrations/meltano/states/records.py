@@ -1,4 +1,4 @@
-"""What is kept of a state: its two halves as text, and who wrote them when."""
+"""What is stored of a state: its two halves as text, and who wrote them when."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Half = Mapping[str, Any] | str | None
 
 
 def to_text(state_id: str, half: Half, name: str) -> str | None:
-    """The JSON text to store; None for nothing.
+    """The JSON text to store; None for an empty half.
 
     Text stays as it is, to the letter. An object is written in ASCII, in the order of its keys: NUL
-    and lone surrogates are escapes, which text columns can hold.
+    and lone surrogates are escaped, so that text columns can hold them.
 
     Raises:
-        StateNotStorable: NaN or Infinity, which JSON cannot represent; or a text of no object.
+        StateNotStorable: NaN or Infinity, which JSON cannot represent; or a text that is not a
+            JSON object.
     """
-    # Not compared with {}, which follows what is nested too deeply to be compared.
     if half is None or (isinstance(half, Mapping) and not half):
         return None
     if isinstance(half, str):
@@ -51,14 +51,15 @@ def to_text(state_id: str, half: Half, name: str) -> str | None:
         raise StateNotStorable(f"the {name} state of {state_id!r} is nested too deeply") from None
     except (ValueError, TypeError):
         raise StateNotStorable(
-            f"the {name} state of {state_id!r} holds {_unstorable(half)}, which JSON has not"
+            f"the {name} state of {state_id!r} holds {_unstorable(half)}, which JSON "
+            "cannot represent"
         ) from None
 
 
 def without_nonfinite(half: Mapping[str, Any], path: str = "") -> tuple[dict[str, Any], list[str]]:
     """The object without NaN and Infinity, which JSON cannot represent, and where they were.
 
-    Keys of such values go; in a list they become null.
+    A key with such a value is removed; in a list the value becomes null.
     """
     kept: dict[str, Any] = {}
     gone: list[str] = []
@@ -96,10 +97,10 @@ def _is_nonfinite(value: Any) -> bool:
 
 
 def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
-    """The object; empty for nothing. A new one at each call.
+    """The stored text as an object, a new one at each call; empty for None.
 
     Raises:
-        StateCorrupt: it is not a JSON object, because it was written past this program.
+        StateCorrupt: it is not a JSON object, so another program wrote it.
     """
     if text is None:
         return {}
@@ -113,7 +114,7 @@ def from_text(state_id: str, text: str | None, name: str) -> dict[str, Any]:
 
 
 def merge(onto: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """As Meltano merges states: objects key by key, anything else replaced."""
+    """Merge as Meltano merges states: objects key by key, anything else is replaced."""
     merged = dict(onto)
     for key, value in top.items():
         below = merged.get(key)
@@ -173,9 +174,9 @@ class NewState:
     state_id: str
     partial: Half = None
     completed: Half = None
-    #: It is only written over this version; 0 where none must be there, None over whatever is.
+    #: The state is only written over this version; 0: there must be none; None: over any.
     expected_version: int | None = None
-    #: Whether the history has it.
+    #: Whether the history keeps this version.
     is_kept: bool = True
 
 
@@ -185,7 +186,7 @@ class StateVersion:
 
     state_id: str
     version: int
-    #: set, merge, import, restore or delete; a deleted one has no halves.
+    #: set, merge, import, restore, mirror or delete; after a delete there are no halves.
     operation: str
     partial: str | None = field(repr=False)
     completed: str | None = field(repr=False)
@@ -253,7 +254,7 @@ def _has_lone_surrogate(text: str) -> bool:
 
 
 def _where(error: ValueError | RecursionError) -> str:
-    """The place, without the text there."""
+    """Where the error is; the text there is not quoted."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
@@ -262,7 +263,7 @@ def _where(error: ValueError | RecursionError) -> str:
 
 
 def _unstorable(value: Any, path: str = "") -> str:
-    """The kind and place of what JSON has no room for; no values."""
+    """Kind and place of what JSON cannot represent; never the value."""
     if isinstance(value, Mapping):
         parts = [(f"{path}.{key}" if path else str(key), inner) for key, inner in value.items()]
     elif isinstance(value, list | tuple):

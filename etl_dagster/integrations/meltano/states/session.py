@@ -32,17 +32,17 @@ from etl_dagster.pg.failures import failure_of
 
 T = TypeVar("T")
 
-#: What happens under a lock is tried so often, when connections break.
+#: How often the work under a lock is tried, when connections break.
 _ATTEMPTS = 3
 
 
 class StateSession:
     """At most one transaction, from the first read to the end of the lock.
 
-    Writes are sent at the end, together with the release; so a failure shows there. In between the
-    server knows that we idle, and ends the transaction of a process that hangs. When the
-    connection breaks, the transaction is made again over another one, provided that the lock is
-    still ours and the state is as we read it.
+    Writes are sent at the end, together with the release; so the end raises their errors. In
+    between the transaction is idle, and the server ends it where a process hangs. When the
+    connection breaks, the transaction is repeated over another one, provided that the lock is still
+    ours and the state is as we read it.
     """
 
     def __init__(self, writing: Writing, locks: Locks, lease: StateLease) -> None:
@@ -51,14 +51,14 @@ class StateSession:
         self._locks = locks
         self._connection: Connection | None = None
         self._borrowed = ExitStack()
-        #: What the block writes; None deletes. The first of them were sent, and answered.
+        #: What the block writes; None deletes. As many as there are answers have been sent.
         self._writes: list[Write | None] = []
         self._answers: list[Answer] = []
-        #: The version that we read; None before.
+        #: The version that we read, 0 for no state; None before.
         self._seen: int | None = None
 
     def get(self) -> Answer:
-        """The row as it is in this transaction, and stays until its end."""
+        """The state's row, which no other process changes before the end of the transaction."""
         row = self._do(lambda: self._send(self._writing.get(self.lease.state_id))[0])
         if not self._writes:
             self._seen = row[3] if row else 0
@@ -99,7 +99,7 @@ class StateSession:
         """Undo what was written.
 
         Args:
-            is_released: False where the server is away, and to release would only wait again.
+            is_released: False where the server is away: releasing would only wait for it again.
         """
         self._roll_back()
         if not is_released:
@@ -138,7 +138,11 @@ class StateSession:
         raise AssertionError("unreachable")
 
     def _send(self, *more: Statement) -> list[Answer]:
-        """Send what is still to be written, and more; in a new transaction everything."""
+        """Send the writes that were not sent yet, and `more`; in a new transaction all of them.
+
+        Returns:
+            The answers to `more`.
+        """
         state_id = self.lease.state_id
         first: list[Statement] = []
         if self._connection is None:
@@ -166,7 +170,12 @@ class StateSession:
             return send(connection, *statements)
 
     def _compare(self, mark: Answer) -> None:
-        """Over a new connection: is the state as we saw it, or was our commit done after all?"""
+        """After a reconnect, raise unless the state is as we read it.
+
+        Raises:
+            _WasDone: our commit had worked.
+            StateChanged: another process has written the state.
+        """
         if self._writes:
             last = self._writes[-1]
             was_deleted = last is None and mark is None and self._seen != 0
@@ -174,7 +183,7 @@ class StateSession:
                 raise _WasDone
         if self._seen not in (None, mark[0] if mark else 0):
             raise StateChanged(
-                f"state {self.lease.state_id!r} was written by another while we were cut off"
+                f"another process wrote state {self.lease.state_id!r} while the connection was down"
             )
 
     def _give_back(self) -> None:
@@ -190,8 +199,8 @@ class StateSession:
 
     def _lost(self) -> StateLockLost:
         return StateLockLost(
-            f"the lock of {self.lease.state_id!r} expired and was taken by another; nothing was "
-            "written"
+            f"the lock of {self.lease.state_id!r} expired and was taken by another process; "
+            "nothing was written"
         )
 
 

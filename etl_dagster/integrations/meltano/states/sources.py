@@ -19,12 +19,12 @@ from etl_dagster.integrations.meltano.states.errors import StateStorageError, St
 from etl_dagster.integrations.meltano.states.records import Half, NewState
 from etl_dagster.integrations.meltano.states.uri import SCHEMES, StateLocation, locate
 
-#: Ours and that of the first meltano-state-backend-postgres; Meltano's system database and the
-#: backend's later versions.
+#: The first is ours, and that of early versions of meltano-state-backend-postgres; the second that
+#: of its later versions and of Meltano's system database.
 _TABLES = ("meltano_state", "state")
 #: Meltano's extras, by the scheme of the backend that needs them.
 _EXTRAS = {"s3": "s3", "gs": "gcs", "azure": "azure"}
-#: Packages that have another name than the module that they bring.
+#: By module, packages that have another name than their module.
 _PACKAGES = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary"}
 _WHICH_TABLE = "Name the table with --table, or correct the schema in the URI."
 #: What SQLAlchemy opens, besides ``postgresql+driver``.
@@ -40,7 +40,8 @@ def read_states(source: str, *, table: str | None = None) -> list[NewState]:
             other state backend that Meltano knows here, such as ``s3://...`` or ``file:///...``,
             with its settings from the project or the environment; ``systemdb`` for the project's
             system database; or the file that `meltano state export` wrote.
-        table: the table in a database; by default ``meltano_state`` or ``state``, which is there.
+        table: the table in a database; by default ``meltano_state`` or ``state``, whichever is
+            there.
 
     Raises:
         StateStorageError: it can't be read.
@@ -123,11 +124,11 @@ def _from_sqlalchemy(source: str, table: str) -> list[NewState]:
     except SQLAlchemyError:
         raise StateUriError("SQLAlchemy can't read the URI of the source") from None
     if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
-        # SQLite would make an empty one.
+        # SQLite would create an empty one.
         raise StateStorageError(
             f"there is no file {url.database}",
-            solution="sqlite:///relative/path or sqlite:////absolute/path; Meltano keeps its own "
-            "in .meltano/meltano.db.",
+            solution="Write sqlite:///relative/path or sqlite:////absolute/path. Meltano's own "
+            "database is .meltano/meltano.db.",
         )
     shown = url.render_as_string(hide_password=True)
     try:
@@ -186,7 +187,7 @@ def _from_meltano(source: str) -> list[NewState]:
     except ModuleNotFoundError as error:
         raise _missing(f"reading {scheme}://", error, _EXTRAS.get(scheme)) from None
     except Exception as error:
-        # A stranger's code: its message may hold the URI.
+        # The code of another package: its message may contain the URI.
         raise StateStorageError(
             f"Meltano's backend for {scheme} failed with {type(error).__name__}",
             solution="Set its settings in the environment (MELTANO_STATE_BACKEND_...) and see "
@@ -215,7 +216,10 @@ def _one_by_one(manager: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _project_folder() -> Iterator[Path]:
-    """The Meltano project around here; elsewhere an empty one, so that the environment counts."""
+    """The Meltano project that the current folder is in.
+
+    Elsewhere it is an empty one: then all settings come from the environment.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "meltano.yml").exists():

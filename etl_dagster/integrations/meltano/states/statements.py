@@ -29,7 +29,7 @@ HISTORY = (
     "SELECT {version_columns} FROM {history} WHERE {is_it} ORDER BY version DESC LIMIT %(limit)s"
 )
 HISTORY_VERSION = "SELECT {version_columns} FROM {history} WHERE {is_it} AND version = %(version)s"
-#: By it a writer whose connection broke finds out whether its write was done.
+#: Lets a writer whose connection broke find out whether its write was committed.
 MARK = "SELECT version, write_id FROM {state} WHERE state_id = %(state_id)s"
 WRITTEN = (
     "SELECT array_agg(state_id), array_agg(version) FROM {state} "
@@ -38,19 +38,19 @@ WRITTEN = (
 
 # -- a transaction's first statements ------------------------------------------------------------
 
-#: Nothing of it outlives the transaction; behind a pooler, only that can be pinned.
+#: They end with the transaction: behind a pooler, settings of a session reach other clients.
 SETTINGS = (
     "SELECT set_config('lock_timeout', %(wait_ms)s, true), "
     "set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true), "
     "set_config('synchronous_commit', 'local', true), set_config('array_nulls', 'on', true)"
 )
-#: Keeps other writers of one state away. With a lock of ours, a session that wants it now waits in
-#: the server, and continues the moment we commit.
+#: Keeps other writers of one state out. Where we hold its lock, a session that wants that lock
+#: waits in the server, and continues as soon as we commit.
 LOCK_STATE = (
     "SELECT pg_advisory_xact_lock(%(advisory_key)s), "
     "(SELECT 1 FROM {locks} WHERE lock_key = %(lock_key)s AND lock_id = %(lock_id)s FOR UPDATE)"
 )
-#: Those of the states that can be locked without waiting, by their places.
+#: Locks the states that can be locked without waiting; their places in the array, from 1.
 LOCK_FREE = (
     "SELECT array(SELECT place FROM "
     "unnest(%(advisory_keys)s::bigint[]) WITH ORDINALITY AS keys (key, place) "
@@ -123,7 +123,7 @@ SELECT (SELECT count(*) FROM allowed), (SELECT count(*) FROM gone)"""
 #: Keeps the newest versions, and of each earlier run the last one until it is old.
 PRUNE = """
 DELETE FROM {history} AS old WHERE {is_it} AND version < (
-  -- By rows: not every version has one.
+  -- Counted in rows: not every version has one.
   SELECT version FROM {history}
   WHERE {is_it} ORDER BY version DESC OFFSET %(versions)s - 1 LIMIT 1
 )
@@ -137,7 +137,7 @@ AND (
   )
 )"""
 
-#: Has parameters for the tables, so that nothing is looked up in them.
+#: The tables are parameters: to name them in the statement would need rights on them.
 MISSING_RIGHTS = """
 SELECT format('no %%s on %%s', needed."right", needed.name)
 FROM (VALUES (%(state)s, 'INSERT'), (%(state)s, 'UPDATE'), (%(locks)s, 'INSERT'),

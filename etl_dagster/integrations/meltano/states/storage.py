@@ -1,4 +1,4 @@
-"""States of Meltano in PostgreSQL, without Meltano: read, written, locked, with their history."""
+"""Meltano's states in PostgreSQL, without Meltano: read, written, locked, with their history."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ _LONGEST_NAME = 63 - len("_before_etl_dagster")
 class StateStorage:
     """Safe for threads and processes. Connects at the first use, and again after a break.
 
-    Every write is one transaction, waits for those of others to the same state, and leaves a row in
-    the history. Every method raises `StateStorageError` when the database refuses or is away.
+    Every write is one transaction, waits for other writers of the same state, and adds a row to the
+    history. Every method raises `StateStorageError` when the database refuses or is away.
 
     Args:
         location: from `locate`.
         writer: who writes, for the history; by default ``user@host:pid``.
-        run_id: the run that writes, or a function that tells it at each write.
+        run_id: the run that writes, or a function that returns it at each write.
     """
 
     def __init__(
@@ -110,11 +110,12 @@ class StateStorage:
     def from_uri(
         cls, uri: str, settings: Mapping[str, Any] | None = None, **keywords: Any
     ) -> StateStorage:
-        """As Meltano's state backend is made.
+        """Create it from what Meltano passes to a state backend.
 
         Args:
-            settings: Meltano's, by the last part of their names; None, "" and others count nothing.
-            keywords: of the class; not those that are settings.
+            settings: Meltano's, by the last part of their names; None, "" and other names are
+                ignored.
+            keywords: further arguments of the class, except for those that are settings.
 
         Raises:
             StateUriError: the URI or a setting can't be understood.
@@ -133,7 +134,7 @@ class StateStorage:
         self._connections.close()
 
     def migrate(self) -> int:
-        """Make or upgrade the tables; returns how many migrations were run."""
+        """Create or upgrade the tables; returns how many migrations were run."""
         count = self._connections.run(
             lambda connection: ensure_tables(
                 connection,
@@ -151,7 +152,7 @@ class StateStorage:
         return self._connections.run(lambda connection: script(self.tables, connection))
 
     def place(self) -> str:
-        """What tells this table from any other, also from a new one under the same name."""
+        """A text that no other table of states has, not even a later one of the same name."""
         table = self.tables.identifiers()["state"].as_string()
 
         def ask(connection: Connection) -> list[Any]:
@@ -168,7 +169,7 @@ class StateStorage:
         return f"{table} in {' '.join(map(str, self._connections.run(ask)))}"
 
     def require_writable(self) -> None:
-        """Look, and change nothing.
+        """Check that states can be written; changes nothing.
 
         Raises:
             StateStorageForbidden: the role or the server can't write; says what is missing.
@@ -185,7 +186,7 @@ class StateStorage:
     # -- reading ---------------------------------------------------------------------------------
 
     def get(self, state_id: str) -> StoredState | None:
-        """The state; None when there is none. Under `lock`, it stays like that until its end."""
+        """The state; None when there is none. Under `lock`, no other process changes it."""
         check_id(state_id)
         session = self._session(state_id)
         if session:
@@ -205,7 +206,7 @@ class StateStorage:
         """All states that match, in the order of their IDs."""
         matches, prefix = matcher(pattern), literal_prefix(pattern).replace("\0", "")
         if matches is not None and not prefix:
-            # States may be large: only those are fetched that are wanted.
+            # States may be large: only those that match are fetched.
             rows = self._rows(statements.GET_SOME, [self.list_ids(pattern)], answer_s=BULK_S)
         else:
             rows = self._rows(statements.GET_ALL, [prefix], answer_s=BULK_S)
@@ -230,7 +231,8 @@ class StateStorage:
         Raises:
             StateNotStorable: NaN, or what is not a JSON object.
             StateChanged: another version is stored.
-            StateLockLost: under `lock`, and the lock was taken. Raised at the end of the block.
+            StateLockLost: under `lock`, another process has taken the lock. Raised at the end of
+                the block.
         """
         self.put(NewState(state_id, partial, completed, expected_version), operation=operation)
 
@@ -256,7 +258,7 @@ class StateStorage:
             self._write(Write(state_id, text, completed, "merge", uuid.uuid4()))
 
     def delete(self, state_id: str) -> bool:
-        """Forget the state, not its history; whether there was one."""
+        """Delete the state, not its history; returns whether there was one."""
         check_id(state_id)
         session = self._session(state_id)
         if session:
@@ -266,7 +268,8 @@ class StateStorage:
         return row is not None and row[1] > 0
 
     def set_all(self, states: Iterable[NewState], *, operation: str = "import") -> int:
-        """Replace many states in one transaction: all or none. Of one ID twice, the last counts.
+        """Replace many states in one transaction: all or none. If an ID is there twice, the last
+        one counts.
 
         Raises:
             StateNotStorable: one of them is; nothing was written.
@@ -280,11 +283,11 @@ class StateStorage:
     def set_each(self, states: Iterable[NewState], *, operation: str = "set") -> dict[str, int]:
         """Replace many states, each only over its expected version, in one transaction.
 
-        What another writes at this moment is left out, and so is what has another version; neither
-        is waited for.
+        A state that another process is writing now is left out, and so is one that has another
+        version. This waits for neither.
 
         Returns:
-            The new versions of those that were written, by ID.
+            By ID, the new versions of the states that were written.
 
         Raises:
             StateNotStorable: one of them is; nothing was written.
@@ -298,7 +301,7 @@ class StateStorage:
         return versions
 
     def clear_all(self) -> int:
-        """Forget all states, not their history, in one transaction; how many there were."""
+        """Delete all states, not their history, in one transaction; returns how many there were."""
         self._ready()
         row = self._writing.alone(None, self._writing.delete(None))
         return int(row[1]) if row else 0
@@ -327,7 +330,7 @@ class StateStorage:
         return records.diff(old, new)
 
     def restore(self, state_id: str, version: int, *, expected_version: int | None = None) -> None:
-        """Write an earlier version again, to the letter; a deleted one deletes.
+        """Write an earlier version again, to the letter; where that was a deletion, delete.
 
         Raises:
             StateVersionMissing: the history has no such version.
@@ -356,7 +359,8 @@ class StateStorage:
 
         Raises:
             StateLocked: another process held it for longer than `StorageOptions.wait_s`.
-            StateLockLost: at the end of the block, when it had something to write.
+            StateLockLost: another process has taken the lock. Raised at the end of the block, if it
+                had something to write.
         """
         check_id(state_id)
         session = self._session(state_id)
@@ -395,7 +399,7 @@ class StateStorage:
         `is_held` before doing what must not be done twice.
 
         Raises:
-            StateLocked: another process has it, and had it for `wait_seconds`; says who.
+            StateLocked: another process still has it after `wait_seconds`; the message names it.
         """
         check_id(state_id)
         self._ready()
@@ -412,7 +416,7 @@ class StateStorage:
             try:
                 self._locks.release(lease)
             except StateStorageError as error:
-                # What the block did, or raised, counts; the lease ends without us.
+                # The outcome of the block counts, and the lease ends by itself.
                 _log.warning(
                     "the run lease of %r could not be released, and ends by itself within %g s: %s",
                     state_id,
@@ -434,7 +438,7 @@ class StateStorage:
         return by_id
 
     def _session(self, state_id: str) -> StateSession | None:
-        """The lock that this thread holds."""
+        """The session of this thread, if it holds the lock of the state."""
         return self._by_id().get(state_id)
 
     def _writes(self, states: Iterable[NewState], operation: str) -> list[Write]:

@@ -1,4 +1,4 @@
-"""The tables that hold states, by the names that their statements have for them."""
+"""Names of the tables that hold states, as the statements use them."""
 
 from __future__ import annotations
 

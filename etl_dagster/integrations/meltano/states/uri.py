@@ -4,9 +4,9 @@ Every other URI that libpq reads works as well: query parameters, several hosts,
 services, no password (then libpq looks into PGPASSWORD, ~/.pgpass or the client certificate).
 
 Precedence, highest first: a setting of its own (``state_backend.postgres.host``); the URI; libpq's
-environment (``PGHOST``) and service file; libpq's defaults, save that the host is localhost, where
-libpq would look for a unix socket in a folder that depends on how it was built. An empty setting
-counts as none.
+environment (``PGHOST``) and service file; libpq's defaults, except for the host: it is localhost,
+where libpq would look for a Unix socket in a folder that depends on how it was built. An empty
+setting counts as none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DEFAULTS: dict[str, str] = {
     "connect_timeout": "10",
     **tcp_settings(30),
 }
-#: What a URI doesn't decide.
+#: Parameters that neither the URI nor a setting changes.
 _FIXED: dict[str, str] = {"client_encoding": "UTF8"}
 #: Our names for libpq's, where they differ.
 _LIBPQ_NAMES = {"database": "dbname"}
@@ -74,7 +74,7 @@ class StateLocation:
 
 
 def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
-    """Put a URI and single settings together.
+    """Combine a URI and separate settings.
 
     Args:
         uri: may be empty, or have nothing but the scheme (``postgres://``).
@@ -94,7 +94,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
         raise StateUriError("the schema's name has a NUL character")
     _checked(given, "the setting ")
     if "host" in given and "port" not in given and "," in parameters.get("port", ""):
-        del parameters["port"]  # they were those of the hosts that are replaced
+        del parameters["port"]  # they belong to the hosts that are replaced
     if "host" in given:
         parameters.pop("hostaddr", None)
     parameters |= given
@@ -109,7 +109,7 @@ def locate(uri: str = "", **settings: str | int | None) -> StateLocation:
 
 
 def locate_dsn(dsn: str, schema: str) -> StateLocation:
-    """From a libpq DSN, URI or key/value, as the rest of etl-dagster has them.
+    """From a DSN of libpq's, a URI or key/value, as in the rest of etl-dagster.
 
     Raises:
         StateUriError: libpq can't read it.

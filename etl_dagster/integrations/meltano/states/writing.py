@@ -28,15 +28,15 @@ Answer = tuple[Any, ...] | None
 
 BEGIN: Statement = (b"BEGIN", {})
 COMMIT: Statement = (b"COMMIT", {})
-#: The history is pruned at every so many-th version of a state.
+#: The history of a state is pruned whenever its version is a multiple of this.
 _PRUNE_EVERY = 16
 
 
 def send(connection: Connection, *statements: Statement) -> list[Answer]:
     """Run several statements in one round trip; returns the first row of each.
 
-    Without BEGIN and COMMIT they are one transaction all the same: Postgres takes a string of
-    several statements for one. At the first error nothing more is run.
+    Without BEGIN and COMMIT they are one transaction, too: Postgres runs a string of several
+    statements as one. After an error, the statements that follow are not run.
 
     Source: PostgreSQL documentation, "Multiple Statements in a Simple Query".
     """
@@ -52,22 +52,22 @@ def send(connection: Connection, *statements: Statement) -> list[Answer]:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Both halves of a state, as texts."""
+    """A state to be written, its halves as texts."""
 
     state_id: str
     partial: str | None
     completed: str | None
     operation: str
-    #: By it a repeated attempt finds what was done; states that are written together share it.
+    #: Lets a repeated attempt find what was written; states that are written together share it.
     write_id: uuid.UUID
-    #: 0 where none must be there; None for whatever is there.
+    #: The state is only written over this version; 0: there must be none; None: over any.
     expected_version: int | None = None
-    #: Whether the history has it.
+    #: Whether the history keeps this version.
     is_kept: bool = True
 
 
 class Writing:
-    """What the statements need besides the state: tables, options, author."""
+    """Makes and runs the statements; knows the tables, the options and the author."""
 
     def __init__(
         self,
@@ -87,7 +87,10 @@ class Writing:
     # -- whole transactions ----------------------------------------------------------------------
 
     def alone(self, state_id: str | None, *work: Statement) -> Answer:
-        """Run them while no other process writes this state, or any; the last one's row.
+        """Run statements while no other process writes the state; returns the last one's row.
+
+        Args:
+            state_id: None where no state may be written.
 
         Raises:
             StateLocked: another transaction writes it and doesn't end.
@@ -103,15 +106,15 @@ class Writing:
         )
 
     def put(self, state_id: str | None, writes: Sequence[Write]) -> dict[str, int]:
-        """Write them as `alone` does; the new versions of those that have been written."""
-        # Also by an attempt whose answer was lost.
+        """Write states as `alone` does; returns the new versions of those that were written."""
+        # Including those that an attempt wrote whose answer was lost.
         return _versions(self.alone(state_id, self.write(writes), self._written(writes)))
 
     def put_free(self, writes: Sequence[Write]) -> dict[str, int]:
-        """Write those that no other process writes at this moment; the new versions of those.
+        """Write the states that no other process is writing now; returns their new versions.
 
-        Every advisory lock is taken before any table's, and none is waited for: so this can't be
-        part of a deadlock.
+        The advisory locks are all taken before any lock of a table, and without waiting. So this
+        can't be part of a deadlock.
         """
         keys = [self._key(write.state_id) for write in writes]
         lock = self._statement(statements.LOCK_FREE, {"advisory_keys": keys})
@@ -139,14 +142,14 @@ class Writing:
         return [self._settings(), self._statement(statements.LOCK_STATE, key)]
 
     def get(self, state_id: str) -> Statement:
-        """The state, which no other process can write then before the end of the transaction."""
+        """Read the state; no other process can write it until the transaction ends."""
         return self._statement(statements.GET_FOR_UPDATE, {"state_id": state_id})
 
     def write(self, writes: Sequence[Write], lease: StateLease | None = None) -> Statement:
-        """Of different states, which share operation and write ID.
+        """Write different states, which share operation and write ID.
 
-        With a lease, nothing is written once that was taken by another. Its row has the IDs and the
-        versions of those that were written, or nulls.
+        With a lease, nothing is written after another process has taken it. The statement's row has
+        the IDs and versions of the states that were written, or nulls.
         """
         keeps_any = self._options.history_versions > 0
         parameters = {
@@ -163,16 +166,23 @@ class Writing:
         return self._statement(statements.WRITE, parameters)
 
     def delete(self, state_id: str | None, lease: StateLease | None = None) -> Statement:
-        """One state, or all; its row says whether it was allowed and how many there were."""
+        """Delete one state, or all if the ID is None.
+
+        The statement's row says whether that was allowed, and how many states there were.
+        """
         parameters = {"state_id": state_id, "kept": self._options.history_versions > 0}
         return self._statement(statements.DELETE, {**self._author(), **_fence(lease), **parameters})
 
     def mark(self, state_id: str) -> Statement:
-        """Version and last write."""
+        """Read the state's version and the ID of its last write."""
         return self._statement(statements.MARK, {"state_id": state_id})
 
     def prune(self, versions: Mapping[str, int]) -> None:
-        """Let go of the old history of states, where these are some of their versions."""
+        """Delete old history of states, where it is due.
+
+        Args:
+            versions: a version of each state that was just written.
+        """
         options = self._options
         text = filled(statements.PRUNE, self._tables)
         for state_id, version in versions.items():
@@ -191,7 +201,8 @@ class Writing:
 
     def _settings(self) -> Statement:
         parameters = {
-            # For transactions of others, which are short; also for those who won't wait for locks.
+            # At least a second, also for callers that don't wait for locks: the transactions of
+            # others are short.
             "wait_ms": _milliseconds(max(1.0, self._options.wait_s)),
             "idle_ms": _milliseconds(self._options.lease_s),
         }
