@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 
 from etl_dagster.config import parse_config
+from etl_dagster.integrations.meltano.positions.memory import load_notices
 from etl_dagster.integrations.meltano.positions.mirror import PositionMirror
 from etl_dagster.integrations.meltano.positions.mirrored import PositionWrite
 from etl_dagster.integrations.meltano.positions.verdicts import StateRow
+from etl_dagster.integrations.meltano.states.errors import StateStorageError
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.states import Ready
 from etl_dagster.runtime.showing.status import PipelineStatus, TableStatus
@@ -154,6 +156,17 @@ def test_the_last_pass_writes_new_phases_before_positions_that_only_moved() -> N
     mirror._turn(is_last=True)
     assert all(known.isdisjoint(ids) for ids in place.transactions[:7])
     assert known == {state_id for ids in place.transactions[7:] for state_id in ids}
+
+
+def test_the_problem_that_is_shown_is_the_latest() -> None:
+    """After the server is back, its user may have lost a right: the old advice would not help."""
+    place = Place()
+    mirror = mirror_of(place, lambda: status(5, tables=1))
+    mirror._turn(is_last=False)
+    assert isinstance(mirror._store, MemoryStore)
+    for reason in ("the server is away", "the role may not do this"):
+        mirror._say_problem(StateStorageError(reason), is_first=False)
+        assert load_notices(mirror._store)[1] == reason
 
 
 def test_two_pipelines_of_one_name_that_write_the_same_states_are_warned(

@@ -201,7 +201,7 @@ class PositionMirror:
         with contextlib.suppress(EtlError):
             if self._memory is None:
                 keep_problem(self._coordination, error.reason)
-            elif self._memory.problem is None:
+            elif self._memory.problem != error.reason:
                 self._memory.problem = error.reason
                 self._keep(self._memory)
 
