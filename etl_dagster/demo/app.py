@@ -66,7 +66,7 @@ class DemoEnded(EtlError):
 def run_demo(folder: str | Path = ".demo", *, rate: float = 50.0, port: int | None = None) -> None:
     """Run everything until Ctrl-C or SIGTERM, then stop everything; the data stays in `folder`.
 
-    Must be called from the main thread: it takes the signals while it runs.
+    Must be called from the main thread: it handles the signals while it runs.
 
     Args:
         folder: made if missing; a second run continues with what is there.
@@ -79,11 +79,11 @@ def run_demo(folder: str | Path = ".demo", *, rate: float = 50.0, port: int | No
     folder = Path(folder).absolute()
     if port is not None and not is_port_free(port):
         raise PortInUse(port)
-    data_folder()  # missing data is told before anything is made
+    data_folder()  # reports missing data before anything is created
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as running:
         running.enter_context(_only_one(folder))
-        stop = running.enter_context(_told_to_stop())
+        stop = running.enter_context(_stopped_by_signals())
         running.callback(_say, "Stopped.")
         _run(folder, rate, port, stop, running)
 
@@ -194,8 +194,8 @@ def _dagster_yaml(access: Databases) -> str:
         "sensors": {"use_threads": True, "num_workers": 4},
         # A run is a process of some 200 MB that starts in seconds: few at a time suit a laptop.
         "concurrency": {"runs": {"max_concurrent_runs": 4}, "pools": {"default_limit": 4}},
-        # A run whose process was killed with the demo is noticed at the next start, and gives its
-        # place in the pool back.
+        # A run whose process was killed with the demo is noticed at the next start, and its slot in
+        # the pool is freed.
         "run_monitoring": {
             "enabled": True,
             "poll_interval_seconds": 10,
@@ -221,15 +221,15 @@ def _five_lines(server: EmbeddedPostgres, rate: float, url: str, folder: Path, c
         f"New York in 2013, {busy}\n"
         f"Assets   {url}/asset-groups  Postgres' tables, their copies with checks, a table in SQL "
         "that follows, a `meltano run`, all positions\n"
-        f"Sensors  {url}/automation  flights_replication streams: its ticks say how it is; "
-        f"schedules alongside it. Dagster's log: {_shown(folder / 'dagster.log')}\n"
+        f"Sensors  {url}/automation  flights_replication streams: its ticks show the "
+        f"status; schedules are next to it. Dagster's log: {_shown(folder / 'dagster.log')}\n"
         f'Query    {program} query -c {_shown(config)} "{question}"\n'
         f"Stop     Ctrl-C; the data stays in {_shown(folder)}, the next start continues from there"
     )
 
 
 def _shown(path: Path) -> str:
-    """The command as a user would type it here."""
+    """The path as a user would type it here."""
     path = path.absolute()
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())
@@ -237,7 +237,7 @@ def _shown(path: Path) -> str:
 
 
 def _wait_for_ui(url: str, children: dict[str, Child], stop: threading.Event) -> bool:
-    """True once the UI answers; False when told to stop before."""
+    """True once the UI answers; False if the demo was stopped before."""
     deadline = time.monotonic() + _UI_DEADLINE_S
     while not stop.is_set():
         _check(children)
@@ -257,7 +257,7 @@ def _wait_for_ui(url: str, children: dict[str, Child], stop: threading.Event) ->
 
 
 def _warn_of_load_error(url: str, dagster: Child) -> None:
-    """Say it in the terminal if Dagster runs, but without the pipeline."""
+    """Report in the terminal if Dagster runs, but could not load the pipeline."""
     body = json.dumps({"query": _LOAD_ERRORS}).encode()
     request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
     try:
@@ -303,7 +303,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
+def _stopped_by_signals() -> Iterator[threading.Event]:
     """An event that is set by Ctrl-C, SIGTERM or a closed terminal, instead of what these do.
 
     An exception in the middle of starting a process would leave that process behind.
@@ -323,6 +323,6 @@ def _told_to_stop() -> Iterator[threading.Event]:
 
 
 def _say(text: str) -> None:
-    # A terminal that is gone must not keep the rest from being stopped.
+    # Even if the terminal is gone, the rest has to be stopped.
     with contextlib.suppress(OSError):
         click.echo(text)

@@ -36,7 +36,7 @@ _Connection = psycopg.Connection[tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """How to log in, each as the role it is for."""
+    """How each program logs in, with a role of its own."""
 
     server: EmbeddedPostgres
     passwords: dict[str, str]
@@ -54,7 +54,7 @@ class Databases:
 
 
 def prepare(server: EmbeddedPostgres, progress: Progress | None = None) -> Databases:
-    """Create what is missing, load the data if it isn't there; the second time little happens."""
+    """Create what is missing, and load the data if it is not there yet."""
     databases = Databases(server, _passwords(server.folder / "roles.json"))
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         for role, password in databases.passwords.items():
@@ -90,7 +90,7 @@ def _passwords(file: Path) -> dict[str, str]:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file with a secret in it, at once or not at all."""
+    """Write a file that holds a secret, for its owner alone; as a whole or not at all."""
     unfinished = file.with_name(f"{file.name}.new")
     unfinished.unlink(missing_ok=True)
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:

@@ -201,7 +201,7 @@ def _everything() -> Definitions:
             cron_schedule="0 3 * * *",
             default_status=DefaultScheduleStatus.RUNNING,
         ),
-        # Every row, and whatever else there is a check for; a sensor that is off fails them, too.
+        # Compares every row, and evaluates the other checks, too: some fail if the sensor is off.
         build_reconciliation_schedule(
             _pipeline,
             copies,
@@ -222,8 +222,8 @@ def _everything() -> Definitions:
                 AutomationConditionSensorDefinition(
                     "automation",
                     target=AssetSelection.groups("marts", "meltano"),
-                    description="Has the assets computed that follow the pipeline's tables, and "
-                    "runs Meltano now and then.",
+                    description="Computes the assets that depend on the pipeline's tables, and "
+                    "runs Meltano from time to time.",
                     default_status=DefaultSensorStatus.RUNNING,
                 )
             ],

@@ -22,7 +22,7 @@ def watch_over(process_id: int, *, group: bool = False) -> subprocess.Popen[byte
 
     Args:
         process_id: who gets SIGINT.
-        group: interrupt the whole process group of that ID, and kill what hangs nevertheless.
+        group: interrupt the whole process group of that ID, and kill what is left after 15 s.
     """
     target = f"-{process_id}" if group else str(process_id)
     # dash knows `--` only after `-s`.
@@ -65,7 +65,7 @@ class Child:
             command: the program and its arguments.
             log: what it prints is added to this file.
             folder: where it runs.
-            environ: added to this process' environment.
+            environ: added to this process's environment.
             order: written to its standard input, which stays open until `stop`; without one the
                 standard input is empty.
             grace_s: how long what is left of it may take to end after each signal.
@@ -103,7 +103,7 @@ class Child:
         return "\n".join(text.splitlines()[-lines:])
 
     def stop(self, timeout_s: float) -> None:
-        """End it and everything that it started: first kindly, in the end by force.
+        """End it and everything that it started: first by asking, in the end by force.
 
         Its standard input is closed, or, where it has none, its process group is interrupted as
         by Ctrl-C. What is still there when `timeout_s` has passed gets SIGTERM, then SIGKILL.

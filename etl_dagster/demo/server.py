@@ -38,7 +38,7 @@ SETTINGS: Mapping[str, str | int] = {
     "log_timezone": "UTC",
 }
 
-#: Programs that were copied to where others than root can run them.
+#: By folder, where programs were copied so that other users than root can run them.
 _COPIES: dict[Path, Path] = {}
 _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 30.0
@@ -46,7 +46,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)  # fast shutdown, then immediate
 
 
 class ServerError(EtlError):
-    """The private server can't be found, made, started or stopped."""
+    """The private server can't be found, created, started or stopped."""
 
     solution = "Read the end of the server's log, quoted above; remove the folder to start over."
 
@@ -61,9 +61,9 @@ class NoServerFound(ServerError):
 
 
 class PortInUse(ServerError):
-    """Another program listens where this one was told to."""
+    """Another program listens on the port that was chosen."""
 
-    solution = "Choose another port, or let a free one be found by naming none."
+    solution = "Choose another port, or give none: then a free one is taken."
 
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} on {HOST} is in use")
@@ -174,9 +174,9 @@ class _Account:
             ) from None
 
     def can_use(self, binaries: ServerBinaries, folder: Path) -> bool:
-        """Try it: reach the folder, and have initdb find its programs.
+        """Try it: enter the folder, and have initdb find its programs.
 
-        It asks with access(), which doesn't know of a right to pass closed folders.
+        initdb calls access(), which ignores the right to pass closed folders.
         """
         probe = 'cd "$1" && test -w . && "$2" --show -D "$1/data" >/dev/null 2>&1'
         command = ["/bin/sh", "-c", probe, "sh", str(folder), binaries.program("initdb")]
@@ -251,7 +251,7 @@ class EmbeddedPostgres:
             binaries: the first of `find_servers` if none is given.
             port: the one used before, or any free one, if none is given.
             settings: added to `SETTINGS`.
-            durable: False gives up fsync, for tests.
+            durable: False turns fsync off, for tests.
         """
         self.folder = Path(folder).absolute()
         self.settings = dict(SETTINGS) | dict(settings or {})
@@ -434,7 +434,7 @@ class EmbeddedPostgres:
             self._run(*control, "stop", "-m", "fast", "-w", "-t", str(int(_STOP_DEADLINE_S)))
 
     def _initialise(self) -> None:
-        # Made under another name first, so that a data directory is always a finished one.
+        # Under another name first, so that a data directory is always complete.
         shutil.rmtree(self.data_dir, ignore_errors=True)
         unfinished = self.folder / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The demo's tap and target: what one run leaves, the next one continues."""
+"""The demo's tap and target: each run continues after the one before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_each_run_loads_the_week_after_the_last_one(tmp_path: Path) -> None:
     assert state["bookmarks"]["fuel_prices"]["replication_key_value"] == "2013-01-14"
 
 
-def test_the_project_names_where_its_state_is_by_a_variable(tmp_path: Path) -> None:
+def test_a_variable_names_where_the_state_of_the_project_is(tmp_path: Path) -> None:
     write_project(tmp_path / "a path with spaces")
     project = yaml.safe_load((tmp_path / "a path with spaces" / "meltano.yml").read_text("utf-8"))
     assert project["state_backend"]["uri"].startswith("$ETL_DAGSTER_DEMO")

@@ -16,7 +16,7 @@ from typing import IO
 
 
 def load(lines: Iterable[str], folder: Path) -> Iterator[str]:
-    """Write the records; gives each STATE back once what came before it is in its file."""
+    """Write the records; yields each STATE once the records before it are in their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, IO[str]] = {}
     with ExitStack() as opened:
