@@ -1,4 +1,4 @@
-"""A pipeline's positions as Meltano state, and what a person's changes to them do."""
+"""A pipeline's positions as Meltano state, and what a user's changes to them do."""
 
 from __future__ import annotations
 

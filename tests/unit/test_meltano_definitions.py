@@ -1,4 +1,4 @@
-"""The assets of a Meltano project whose streams are told, so that no tap is asked."""
+"""The assets of a Meltano project, most of them with given streams, so that no tap is asked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_streams_come_from_names_from_a_catalog_or_from_its_file(folder: Path) -
         assert assets_in(folder, **told).keys == apples
 
 
-def test_a_catalog_that_cannot_be_read_or_selects_nothing_is_told(folder: Path) -> None:
+def test_a_catalog_that_cannot_be_read_or_selects_nothing_is_an_error(folder: Path) -> None:
     with pytest.raises(MeltanoError, match=r"nowhere\.json can't be read"):
         assets_in(folder, catalog=folder / "nowhere.json")
     with pytest.raises(MeltanoError, match="has no selected stream") as caught:
@@ -98,7 +98,7 @@ def test_the_state_id_ends_as_the_environment_says_wherever_that_is_written(
     assert state_id == "dev:tap-fruit-to-target-basket:blue-green-$lower-blue"
 
 
-def test_a_project_that_cannot_be_read_is_told_by_its_line_and_not_by_its_text(
+def test_a_project_that_cannot_be_read_is_named_with_its_line_but_not_its_text(
     folder: Path,
 ) -> None:
     (folder / "meltano.yml").write_text("version: 1\npassword: [geheim\n")

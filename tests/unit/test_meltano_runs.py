@@ -81,7 +81,7 @@ def test_metrics_are_read_in_every_form_that_taps_write(text: str) -> None:
 
 
 @pytest.mark.parametrize("payload", [{}, {"metric": 1}, {"metric": "a", "value": "b"}, [], 3])
-def test_a_metric_that_is_none_is_left_to_be_text(payload: Any) -> None:
+def test_what_is_not_a_metric_stays_a_text(payload: Any) -> None:
     assert line(f"METRIC: {json.dumps(payload)}").metric is None
     assert line(entry("METRIC", metric_info=payload)).metric is None
 
@@ -101,6 +101,15 @@ def test_counts_are_summed_and_a_loader_does_not_count_twice() -> None:
     assert list(tally.streams) == ["orders"]
     assert tally.duration_s == 1.5
     assert tally.errors == ["bad"]
+
+
+def test_of_many_errors_the_latest_are_kept() -> None:
+    """A tap that logs an error for each record must not fill the memory of the step."""
+    tally = MetricsTally()
+    for number in range(1_000):
+        tally.add(line(entry(f"Failed to persist state {number}", level="error")))
+    assert len(tally.errors) == 20
+    assert tally.errors[-1] == tally.unwritten == "Failed to persist state 999"
 
 
 # -- catalogs ------------------------------------------------------------------------------------
@@ -208,7 +217,7 @@ def test_a_command_that_does_not_answer_is_ended_together_with_its_tap(tmp_path:
         os.close(held)
 
 
-def test_secrets_of_variables_files_and_json_are_blotted_out(
+def test_secrets_of_variables_files_and_json_are_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dagster keeps the log, and shows it to everyone who sees the run."""
@@ -229,7 +238,7 @@ def test_secrets_of_variables_files_and_json_are_blotted_out(
 
     heard: list[LogLine] = []
     run_meltano(project, "tap-shop", "target-x", RunOptions(), on_log=heard.append)
-    for name in (".env", "log"):  # they held secrets on purpose
+    for name in (".env", "log"):  # they hold secrets on purpose
         (tmp_path / name).unlink()
 
     assert [line.text for line in heard] == ["*** *** *** *** /etc/shop.key"]

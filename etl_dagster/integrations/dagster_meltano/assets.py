@@ -51,7 +51,7 @@ _VERSIONS_LOOKED_AT = 100
 
 
 class MeltanoRunConfig(Config):
-    """What may be chosen in the launchpad, for one run."""
+    """What a user may choose in the launchpad, for one run."""
 
     full_refresh: bool = Field(
         default=False, description="Ignore the state: extract from the beginning."
@@ -84,20 +84,21 @@ def meltano_assets(
     materialized alone: the run then selects their streams, and keeps the others' bookmarks.
 
     Args:
-        streams: what the tap has, so that it need not be asked.
+        streams: the tap's streams, so that the tap is not asked.
         catalog: the same, as a Singer catalog: a file or its content. Without either, the tap is
-            asked once for each version of meltano.yml, and its answer kept in the project.
+            asked once, and again after a file of the project has changed. Its answer is kept in the
+            project.
         state: where the state is; by default where the project's own commands find it.
-        name: of the step; by default the pair's.
-        retry_policy: Dagster's. It obeys it also after a termination.
-        pool: Dagster's pool that the step takes a slot of.
+        name: of the step; by default made of the pair's names.
+        retry_policy: Dagster's; it also applies after a run was terminated.
+        pool: the pool of Dagster in which the step takes a slot.
         lease_wait_s: how long a second run of the same state ID waits for the first.
 
     Raises:
         CatalogUnknown: the streams aren't known, and the tap can't be asked.
         MeltanoError: the project can't be used.
     """
-    # EnvVars are read here, too: the tap may need them to tell its streams.
+    # EnvVars are read here, too: the tap may need them to list its streams.
     with meltano.process_config_and_initialize_cm() as loaded:
         known = _streams(loaded, extractor, streams, catalog)
         environment = loaded.environment_name()
@@ -183,7 +184,7 @@ def _streams(
 
 
 def _step_name(extractor: str, loader: str) -> str:
-    """Of the pair; two pairs never have one name."""
+    """A name for the step of the pair; no two pairs get the same."""
     is_plain = all(re.fullmatch(r"[A-Za-z0-9]+(-+[A-Za-z0-9]+)*", p) for p in (extractor, loader))
     if is_plain and "-to-" not in f"{extractor} {loader}":
         return f"{extractor}_to_{loader}".replace("-", "_")
@@ -194,8 +195,8 @@ def distinct_specs(specs: Mapping[str, AssetSpec]) -> dict[str, AssetSpec]:
     """The specs of a tap's streams, by stream, with keys that one step can tell apart.
 
     Dagster derives the names of a step's outputs from the keys, in which ``-`` and ``.`` become
-    ``_``. Of several streams that would share one, the first keeps its key: the one that is called
-    so, or else in the order of the alphabet.
+    ``_``. Of several streams that would share a name, one keeps its key: that whose key ends with
+    its own name as it is, or else the first in alphabetical order.
     """
     taken: set[str] = set()
     distinct: dict[str, AssetSpec] = {}
@@ -318,7 +319,10 @@ class _Run:
         return kept[0].version if kept else 0
 
     def _warn_of_others(self, version: int) -> None:
-        """What others wrote during the run, such as `meltano state set`, the run wrote over."""
+        """Warn of changes by others during the run, such as `meltano state set`.
+
+        The run has overwritten them.
+        """
         if not self._state.is_postgres:
             return
         for kept in self._state.history(self.state_id, limit=_VERSIONS_LOOKED_AT):
@@ -331,7 +335,10 @@ class _Run:
                 )
 
     def _refresh_streams(self) -> None:
-        """For the next load of the definitions; a run that succeeded stays one."""
+        """Ask the tap for its streams, for the next load of the definitions.
+
+        A failure is only logged: the run has succeeded.
+        """
         try:
             refresh_streams(self._meltano.project_of_runs(), self._extractor)
         except EtlError as error:

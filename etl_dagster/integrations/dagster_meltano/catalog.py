@@ -1,4 +1,4 @@
-"""Which streams a tap has, known when definitions are loaded without asking the tap each time."""
+"""The streams of a tap, kept so that a load of the definitions need not ask the tap for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CatalogUnknown(MeltanoError):
     """The tap's streams are not known, and can't be asked for now."""
 
     solution = (
-        "Read Meltano's own words above. To load definitions without asking the tap, give "
+        "Read Meltano's own message above. To load definitions without asking the tap, give "
         "`streams` or a `catalog` file: meltano invoke --dump=catalog TAP > catalog.json"
     )
 
@@ -43,7 +43,7 @@ class StreamColumn:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream that is selected."""
+    """A selected stream."""
 
     #: ``tap_stream_id``: the name in states, filters and metrics.
     id: str
@@ -130,8 +130,9 @@ def _listed(value: Any) -> list[str]:
 def load_streams(project: MeltanoProject, extractor: str) -> tuple[Stream, ...]:
     """The tap's selected streams, from the last answer to the same question, else from the tap.
 
-    The answer is kept in the project's ``.meltano`` folder, next to Meltano's own; another
-    `meltano.yml` is another question. A tap that can't answer now leaves what it said before.
+    The answer is kept in the project's ``.meltano`` folder, next to Meltano's own files. After a
+    file of the project has changed, the tap is asked again; if it can't answer then, its last
+    answer is used.
 
     Raises:
         CatalogUnknown: the tap never answered.
@@ -210,7 +211,7 @@ def _write(project: MeltanoProject, extractor: str, payload: Any) -> None:
     text = json.dumps(
         {"version": _VERSION, "question": _question(project, extractor), "catalog": payload}
     )
-    # Without it the tap is asked again, that's all.
+    # Without this file the tap is only asked again.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}")

@@ -1,6 +1,6 @@
-"""Runs a command, and ends it with SIGTERM when the process that asked for it is gone.
+"""Runs a command, and ends it with SIGTERM when the process that started this one is gone.
 
-A step of Dagster that is killed can't say goodbye. Its end of our stdin closes all the same.
+A step of Dagster that is killed can't end its command. But its end of our stdin closes then.
 Run as a script by a Python without site-packages; so nothing of this package is imported.
 """
 
@@ -17,8 +17,8 @@ _GRACE_S = 60.0
 
 
 def main() -> int:
-    told = []
-    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    to_pass_on = []
+    signal.signal(signal.SIGTERM, lambda number, frame: to_pass_on.append(number))
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     kill_at = float("inf")
     is_orphan = False
@@ -31,9 +31,9 @@ def main() -> int:
             pass
         if not is_orphan and select.select([0], [], [], 0)[0] and not os.read(0, 1024):
             is_orphan, kill_at = True, time.monotonic() + _GRACE_S
-            told.append(signal.SIGTERM)
-        if told:
-            told.clear()
+            to_pass_on.append(signal.SIGTERM)
+        if to_pass_on:
+            to_pass_on.clear()
             process.terminate()
         if time.monotonic() > kill_at:
             # The group is ours: `process.follow` started it.

@@ -12,6 +12,7 @@ from typing import Any
 _METRIC = re.compile(r"METRIC: (\{.*\})\s*$")
 #: Source: meltano.core.singer.bookmark_writer and meltano.core.state_service.
 _UNWRITTEN = re.compile(r"Failed to persist (incremental )?state")
+_ERRORS_KEPT = 20
 _LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -67,7 +68,7 @@ class LogLine:
     #: Whether the plugin is a loader, which counts the same records again.
     is_from_loader: bool = False
     metric: Metric | None = None
-    #: Of the line that Meltano ends a run with.
+    #: How long the run took; only in the line that Meltano ends it with.
     duration_s: float | None = None
 
 
@@ -99,7 +100,10 @@ def parse_line(line: str) -> LogLine | None:
 
 
 def _exceptions(value: Any) -> Iterator[str]:
-    """A plugin's is an object or a text; Meltano's own is a list, each the cause of the one before.
+    """One text for each exception of a line.
+
+    A plugin's exception is an object or a text; Meltano's own is a list, in which each is the cause
+    of the one before.
 
     Source: singer_sdk.logging and structlog.tracebacks.ExceptionDictTransformer.
     """
@@ -125,7 +129,7 @@ def _metric_in(text: str) -> Metric | None:
 
 @dataclass
 class StreamCount:
-    """What the extractor said of one stream. None where it said nothing."""
+    """What the extractor reported about one stream; None where it reported nothing."""
 
     records: int | None = None
     duration_s: float | None = None
@@ -138,16 +142,17 @@ class MetricsTally:
 
     streams: dict[str, StreamCount] = field(default_factory=dict)
     warnings: int = 0
+    #: The latest ones: a tap may log an error for each record.
     errors: list[str] = field(default_factory=list)
-    #: What Meltano said of states that it could not write.
-    unwritten: list[str] = field(default_factory=list)
+    #: Meltano's latest message about a state that it could not write.
+    unwritten: str | None = None
     duration_s: float | None = None
 
     def add(self, line: LogLine) -> None:
         if line.level >= logging.ERROR:
-            self.errors.append(line.text)
+            self.errors = [*self.errors, line.text][-_ERRORS_KEPT:]
             if _UNWRITTEN.search(line.text):
-                self.unwritten.append(line.text)
+                self.unwritten = line.text
         elif line.level == logging.WARNING:
             self.warnings += 1
         if line.duration_s is not None:

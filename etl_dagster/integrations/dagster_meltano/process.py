@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _POLL_S = 0.2
-#: After the process ended, what its children still hold of the log is waited for this long.
+#: How long to read on after the process has ended, since its children may still hold the pipe.
 _LAST_WORDS_S = 2.0
 
 
@@ -29,9 +29,9 @@ def follow(
 ) -> int:
     """Run the command to its end; its exit code.
 
-    However this function is left, the process is gone: it gets SIGTERM, so that Meltano can mark
-    its run as failed and give its state's lock back, and only what is left after `grace_s` is
-    killed. Should this process itself be killed, the child is told by `guard.py`.
+    However this function is left, the process is gone by then: it gets SIGTERM, so that Meltano can
+    mark its run as failed and release its state's lock, and what is left after `grace_s` is killed.
+    If this process itself is killed, `guard.py` ends the child.
 
     Args:
         on_line: called in this thread with each line of stdout and stderr.
@@ -44,7 +44,7 @@ def follow(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # Ctrl-C in the terminal goes to Dagster, which tells us.
+        # Ctrl-C in the terminal goes to Dagster, which interrupts this function.
         start_new_session=True,
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -54,7 +54,7 @@ def follow(
         _relay(process, lines, on_line, require)
     except BaseException:
         _end(process, grace_s)
-        # What it said at last is worth more than the interruption's punctuality.
+        # Its last lines are worth a short delay.
         with contextlib.suppress(Exception):
             _relay(process, lines, on_line, lambda: None)
         raise

@@ -31,7 +31,7 @@ _VARIABLE = re.compile(r"\\?\$(?:\{(?P<curly>\w+)\}|(?P<plain>[A-Z][A-Z0-9_]*))"
 class MeltanoError(EtlError):
     """Meltano refused or failed."""
 
-    solution = "Read Meltano's own words above; run the same command by hand in the project."
+    solution = "Read Meltano's own message above; run the same command by hand in the project."
 
 
 class MeltanoNotFound(MeltanoError):
@@ -40,7 +40,7 @@ class MeltanoNotFound(MeltanoError):
 
 @dataclass(frozen=True)
 class MeltanoProject:
-    """Where the project is, and what its commands get to see."""
+    """Where the project is, and the environment of its commands."""
 
     folder: Path
     #: Meltano's environment, such as ``dev``; None leaves it to `default_environment`.
@@ -51,7 +51,7 @@ class MeltanoProject:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def require(self) -> None:
-        """Look whether the project is there.
+        """Check that the project is there.
 
         Raises:
             MeltanoNotFound: it is not, or Meltano isn't installed.
@@ -92,7 +92,7 @@ class MeltanoProject:
         return {
             **os.environ,
             "NO_COLOR": "1",
-            # Nothing here is for a person's terminal, and the check asks the internet.
+            # Nothing here goes to a terminal, and the check needs the internet.
             "MELTANO_CLI_DISABLE_VERSION_CHECK": "true",
             **self.variables,
             **(more or {}),
@@ -141,10 +141,10 @@ class MeltanoProject:
         return list(dict.fromkeys([main, *included]))
 
     def ask(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S, quiet: bool = False) -> str:
-        """Run a command to its end; what it wrote to stdout.
+        """Run a command to its end; returns what it wrote to stdout.
 
         Args:
-            quiet: log errors only, for commands whose answer is all there is to say.
+            quiet: log errors only, for commands of which only the answer matters.
 
         Raises:
             MeltanoError: it failed, or took too long.
@@ -198,26 +198,26 @@ class MeltanoProject:
         return settings
 
     def without_secrets(self, text: str) -> str:
-        """The text with the secrets of the project's variables blotted out."""
+        """The text with the secrets of the project's variables masked."""
         return self.secret_remover()(text)
 
     def secret_remover(self) -> Callable[[str], str]:
-        """A function that blots out the secrets that commands get to see, for many texts.
+        """A function that masks the secrets that commands get to see, for many texts.
 
-        Which variables are secret is told by their names; of a URI, the password alone is secret
-        as well. They are those given here, those of this process, and those of the file ``.env``.
+        A variable is secret if its name says so; the password in a URI is secret by itself, too.
+        The variables are those given here, those of this process, and those of the file ``.env``.
         """
         from dotenv import dotenv_values
 
         found = _secrets_in(self.variables)
         inherited = os.environ | dotenv_values(self.folder / ".env")
-        # Names of others may say less: neither a switch nor a path is secret.
+        # The names of inherited variables say less: neither a switch nor a path is secret.
         found |= {
             secret
             for secret in _secrets_in(inherited)
             if len(secret) > 5 and not secret.startswith(("/", "."))
         }
-        # Shorter ones are in every other word. The longest first: one may be a part of another.
+        # Shorter ones occur in ordinary words. The longest first: one may be a part of another.
         secrets = sorted((s for s in found if len(s) > 3), key=len, reverse=True)
 
         def remove(text: str) -> str:

@@ -25,7 +25,7 @@ from etl_dagster.integrations.dagster_meltano.runs import (
 
 
 class MeltanoResource(ConfigurableResource[Any]):
-    """A Meltano project: where it is, and what its commands get to see.
+    """A Meltano project: where it is, and the environment of its commands.
 
         MeltanoResource(
             project_dir="/srv/meltano",
@@ -34,8 +34,8 @@ class MeltanoResource(ConfigurableResource[Any]):
             state_backend_uri=EnvVar("PROD_STATE_URI"),
         )
 
-    Several of them, for several projects or environments, don't know of each other. Meltano has
-    one state backend for all environments of a project; here each resource may name its own.
+    Several resources, for several projects or environments, are independent of each other. Meltano
+    has one state backend for all environments of a project; here each resource may name its own.
     """
 
     project_dir: str = Field(description="The folder that holds meltano.yml.")
@@ -51,18 +51,18 @@ class MeltanoResource(ConfigurableResource[Any]):
         default={}, repr=False, description='Environment variables; secrets as EnvVar("...").'
     )
     state_backend_uri: str | None = Field(
-        default=None, repr=False, description="Overrides the project's state backend, as an EnvVar."
+        default=None, repr=False, description="Replaces the project's state backend; an EnvVar."
     )
     state_id_suffix: str | None = Field(
         default=None, description="The last part of every state ID."
     )
     grace_s: float = Field(
         default=60.0,
-        description="How long Meltano may take to end when a run is terminated, seconds.",
+        description="Seconds that Meltano may take to end when a run is terminated.",
     )
 
     def project(self) -> MeltanoProject:
-        """The project, as the functions beneath take it."""
+        """The project, for the functions that call Meltano."""
         variables: dict[str, str] = resolved(self.env, "env")
         if self.state_backend_uri is not None:
             uri = resolved(self.state_backend_uri, "state_backend_uri")
@@ -159,7 +159,7 @@ class MeltanoResource(ConfigurableResource[Any]):
         )
 
     def command(self, *arguments: str) -> str:
-        """Any other command of Meltano's; what it wrote to stdout.
+        """Run any other command of Meltano; returns what it wrote to stdout.
 
         Raises:
             MeltanoError: it failed.

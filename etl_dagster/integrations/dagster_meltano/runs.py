@@ -31,26 +31,26 @@ class MeltanoRunFailed(MeltanoError):
 
 
 class StateNotWritten(MeltanoRunFailed):
-    """Meltano ended as if all were well, although a state could not be written.
+    """Meltano ended with exit code 0, although a state could not be written.
 
-    It does when the write fails while the plugins end: it only logs it.
+    It only logs the error if the write fails while the plugins end.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(
             reason,
             exit_code=0,
-            solution="Correct what the backend reports, and run it again: it begins at the last "
-            "state that was written, so records that were loaded since come again.",
+            solution="Correct what the backend reports, and run it again. It begins at the last "
+            "state that was written, so records that were loaded since then are loaded again.",
         )
 
 
 @dataclass(frozen=True)
 class MeltanoRun:
-    """What a run that succeeded told about itself."""
+    """What a successful run reported."""
 
     run_id: str | None
-    #: By stream; only what the extractor's Singer metrics say.
+    #: By stream; empty where the extractor writes no Singer metrics.
     streams: dict[str, StreamCount]
     duration_s: float | None
     warnings: int
@@ -58,13 +58,13 @@ class MeltanoRun:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run; each field is an option or a setting of Meltano's own."""
+    """How to run; each field is an option or a setting of Meltano."""
 
     run_id: str | None = None
     full_refresh: bool = False
     refresh_catalog: bool = False
     state_id_suffix: str | None = None
-    #: Only these streams; empty for all that the project selects.
+    #: Only these streams; empty for all those that the project selects.
     select_filter: Sequence[str] = ()
 
     def arguments(self, extractor: str, loader: str) -> list[str]:
@@ -119,7 +119,7 @@ def run_meltano(
     def hear(line: str) -> None:
         entry = parse_line(line)
         if entry is not None:
-            # Not in the line: JSON may spell a secret in another way.
+            # In the text and not in the line, where JSON may have escaped a secret.
             entry = replace(entry, text=remove_secrets(entry.text))
             tally.add(entry)
             on_log(entry)
@@ -134,10 +134,10 @@ def run_meltano(
     )
     if code != 0:
         raise _failure(extractor, loader, code, tally)
-    if tally.unwritten:
+    if tally.unwritten is not None:
         raise StateNotWritten(
             f"`meltano run {extractor} {loader}` ended with exit code 0, but not every state was "
-            f"written: {tally.unwritten[-1]}"
+            f"written: {tally.unwritten}"
         )
     return MeltanoRun(options.run_id, tally.streams, tally.duration_s, tally.warnings)
 
@@ -147,8 +147,8 @@ def _failure(extractor: str, loader: str, code: int, tally: MetricsTally) -> Mel
     solution = None
     if _ALREADY_RUNNING.search(words):
         solution = (
-            "Wait for the other run. If it was killed, Meltano believes in it until its last "
-            "heartbeat is five minutes old; then a run begins again."
+            "Wait for the other run. If it was killed, Meltano takes it to be running until its "
+            "last heartbeat is five minutes old; then another run can start."
         )
     return MeltanoRunFailed(
         f"`meltano run {extractor} {loader}` ended with exit code {code}: {words}",
@@ -158,7 +158,7 @@ def _failure(extractor: str, loader: str, code: int, tally: MetricsTally) -> Mel
 
 
 def state_id(environment: str, extractor: str, loader: str, suffix: str | None = None) -> str:
-    """As `meltano run` puts it together.
+    """The state ID that `meltano run` uses.
 
     Raises:
         EtlError: a part holds a colon, which Meltano refuses.
@@ -168,7 +168,7 @@ def state_id(environment: str, extractor: str, loader: str, suffix: str | None =
     parts: list[Any] = [environment, f"{extractor}-to-{loader}", suffix]
     if any(":" in part for part in parts if part):
         raise EtlError(
-            "a state ID can't be made of names with a colon",
+            "a state ID can't contain names with a colon",
             solution="Choose an environment, plugin names and a state_id_suffix without one.",
         )
     return ":".join(part for part in parts if part)

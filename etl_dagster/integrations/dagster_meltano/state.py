@@ -64,7 +64,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         """The state that the project's own runs read and write."""
         env = dict(meltano.env)
         if meltano.state_backend_uri is not None:
-            # Given on as it is: an EnvVar stays one.
+            # Passed on as it is: an EnvVar stays one.
             env["MELTANO_STATE_BACKEND_URI"] = meltano.state_backend_uri
         return cls(
             project_dir=meltano.project_dir,
@@ -110,7 +110,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         self._open().set(state_id, _valid(state))
 
     def merge(self, state_id: str, state: Mapping[str, Any]) -> None:
-        """Lay bookmarks over those that are there.
+        """Merge bookmarks into those that are there.
 
         Raises:
             InvalidState: there is no ``singer_state`` at the top.
@@ -194,7 +194,7 @@ class MeltanoStateResource(ConfigurableResource[Any]):
         return _Commands(project)
 
     def _connect(self, uri: str, section: Mapping[str, Any] | None = None) -> StateStorage:
-        """As Meltano's state backend does with the same settings."""
+        """Connect as Meltano's state backend does with the same settings."""
         section = section or {}
         own = section.get(urlsplit(uri).scheme)
         # Meltano prints {} for what isn't set.
@@ -272,7 +272,7 @@ class _Commands:
         self._project = project
 
     def list(self, pattern: str) -> list[str]:
-        # Not every backend's own patterns are the same.
+        # Matched here, because not all backends have the same patterns.
         lines = self._ask("list").splitlines()
         matches = matcher(pattern)
         found = (line.strip() for line in lines if line.strip())
@@ -311,7 +311,7 @@ class _Commands:
         return self._project.ask("state", *arguments, quiet=True)
 
     def _ask_with_file(self, *arguments: str, state: Mapping[str, Any], state_id: str) -> None:
-        """A state may be longer than a command line, which everybody may read, too."""
+        """In a file, because a command line may be too short, and other users can read it."""
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump(state, file)
             file.flush()

@@ -17,13 +17,13 @@ LOADER_TAG = "meltano/loader"
 
 @dataclass(frozen=True)
 class MeltanoStreamProps:
-    """What the translator is told of a stream."""
+    """What the translator gets for one stream."""
 
     extractor: str
     loader: str
     environment: str
     stream: Stream
-    #: Of the pair: Meltano keeps one state for all streams of a run.
+    #: That of the pair: Meltano keeps one state for all streams of a run.
     state_id: str
 
 
