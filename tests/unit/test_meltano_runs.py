@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etl_dagster.errors import EtlError
+from etl_dagster.integrations.dagster_meltano import guard
 from etl_dagster.integrations.dagster_meltano.catalog import (
     CatalogUnknown,
     Stream,
@@ -215,6 +220,27 @@ def test_a_command_that_does_not_answer_is_ended_together_with_its_tap(tmp_path:
         assert os.read(held, 8) == b""
     finally:
         os.close(held)
+
+
+def test_a_plugin_that_outlives_meltano_ends_with_the_killed_step(tmp_path: Path) -> None:
+    """Meltano obeys SIGTERM; its tap does not, and holds the pipe."""
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    tap = f"(trap '' TERM; echo up; sleep 600) > '{tmp_path}/held' &"
+    guarded = [sys.executable, "-I", guard.__file__, "/bin/sh", "-c", f"{tap} wait"]
+    step = subprocess.Popen(guarded, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        assert select.select([held], [], [], PATIENCE_S)[0]
+        assert os.read(held, 8) == b"up\n"
+        assert step.stdin is not None
+        step.stdin.close()  # as it is when the step is killed
+        step.wait(PATIENCE_S)
+        assert select.select([held], [], [], PATIENCE_S)[0]
+        assert os.read(held, 8) == b""
+    finally:
+        os.close(held)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(step.pid, signal.SIGKILL)
 
 
 def test_secrets_of_variables_files_and_json_are_masked(

@@ -25,6 +25,9 @@ def main() -> int:
     while True:
         try:
             code = process.wait(_POLL_S)
+            if is_orphan:
+                # A plugin may outlive Meltano, and no process is left that would end it.
+                _kill_group()
             # As a shell reports it.
             return code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
@@ -36,8 +39,12 @@ def main() -> int:
             to_pass_on.clear()
             process.terminate()
         if time.monotonic() > kill_at:
-            # The group is ours: `process.follow` started it.
-            os.killpg(0, signal.SIGKILL)
+            _kill_group()
+
+
+def _kill_group() -> None:
+    """Kill everything that `process.follow` has started here, this process included."""
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
