@@ -263,10 +263,11 @@ def _warn_of_load_error(url: str, dagster: Child) -> None:
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             workspace: dict[str, Any] = json.load(answer)["data"]["workspaceOrError"]
-    except (OSError, ValueError, KeyError):
+        failures = [entry["locationOrLoadError"] or {} for entry in workspace["locationEntries"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        # Another version of Dagster may answer in another way. It runs, which is what matters.
         return
-    for entry in workspace.get("locationEntries", ()):
-        found = entry.get("locationOrLoadError") or {}
+    for found in failures:
         if found.get("__typename") == "PythonError":
             message = str(found.get("message", "")).strip()
             _say(f"\nDagster could not load the pipeline: {message}\nMore in {dagster.log}")

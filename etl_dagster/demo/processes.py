@@ -97,9 +97,12 @@ class Child:
 
     def log_end(self, lines: int = 15) -> str:
         """The last lines that it printed."""
-        with self.log.open("rb") as file:
-            file.seek(self._log_start)
-            text = file.read().decode("utf-8", "replace")
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._log_start)
+                text = file.read().decode("utf-8", "replace")
+        except OSError as error:
+            return f"(its log can't be read: {error.strerror})"
         return "\n".join(text.splitlines()[-lines:])
 
     def stop(self, timeout_s: float) -> None:

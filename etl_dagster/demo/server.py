@@ -298,8 +298,19 @@ class EmbeddedPostgres:
 
     @property
     def password(self) -> str:
-        """The superuser's."""
-        return (self.folder / "password").read_text("utf-8").strip()
+        """The superuser's.
+
+        Raises:
+            ServerError: its file can't be read.
+        """
+        file = self.folder / "password"
+        try:
+            return file.read_text("utf-8").strip()
+        except OSError as error:
+            raise ServerError(
+                f"the server's password can't be read from {file}: {error.strerror}",
+                solution=f"Restore the file, or remove {self.folder} to start over.",
+            ) from error
 
     @property
     def process_id(self) -> int | None:
