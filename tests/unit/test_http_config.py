@@ -84,6 +84,21 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             destination.check()
 
 
+@pytest.mark.parametrize("scheme", ["bogus", "socks5"])
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SOCKS proxy needs a package that isn't installed with this destination."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:{SECRET}@proxy.example.com:1080")
+    destination = HttpDestination("http://192.0.2.1")
+    with pytest.raises(DestinationError, match="proxy of the environment") as caught:
+        destination.check()
+
+    assert SECRET not in str(caught.value)
+    assert "ALL_PROXY" in caught.value.solution
+
+
 # -- the format --------------------------------------------------------------------------------
 
 
@@ -105,7 +120,7 @@ def test_in_format_1_values_with_parts_are_text() -> None:
     assert pipeline(1, nested="text").nested_of("public.t", "c") == "text"
 
 
-def test_what_format_1_has_no_spelling_for_can_not_be_asked_for() -> None:
+def test_settings_that_format_1_cannot_carry_are_refused() -> None:
     columns = {"a": {"nested": "json"}, "b": {"numeric": "double"}, "c": {"nested": "text"}}
     asked = {"nested": "native", "tables": {"public.t": {"columns": columns}}}
 
@@ -132,7 +147,7 @@ def test_the_signature_is_that_of_openssl() -> None:
     assert sign("hush", BODY, 1732518562) == f"t=1732518562,v1={digest}"
 
 
-def test_who_has_the_secret_is_believed_for_a_while() -> None:
+def test_a_signature_with_the_secret_is_valid_for_a_while() -> None:
     header = sign("hush", BODY, 1000)
 
     assert verify_signature("hush", header, BODY, 1299)
@@ -141,7 +156,7 @@ def test_who_has_the_secret_is_believed_for_a_while() -> None:
     assert verify_signature("hush", header, BODY, 1301, tolerance_s=600)
 
 
-def test_others_are_not_believed() -> None:
+def test_any_other_signature_is_invalid() -> None:
     header = sign("hush", BODY, 1000)
 
     assert not verify_signature("hash", header, BODY, 1000)
@@ -150,5 +165,5 @@ def test_others_are_not_believed() -> None:
 
 
 @given(st.text() | st.from_regex(r"t=\d+,v1=[0-9a-f]*", fullmatch=True))
-def test_no_header_is_believed_or_an_error(header: str) -> None:
+def test_a_malformed_header_is_invalid_and_not_an_error(header: str) -> None:
     assert not verify_signature("hush", header, BODY, 1000)
