@@ -227,7 +227,7 @@ PROVOKED: Final[Mapping[str, Provoked]] = {
     "RowsOutdated": Provoked(
         "With a dlt destination, rename a column in the source and update a row.",
         "unit/test_dlt_changes.py",
-        "test_what_dlt_can_not_do_to_a_table_has_it_copied_again",
+        "test_after_a_change_that_dlt_cannot_make_a_table_is_copied_again",
     ),
     "SchemaTooNew": Provoked(
         "Start an older version of etl-dagster on a state store that a newer one has used.",

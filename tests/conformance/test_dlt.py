@@ -232,6 +232,21 @@ def test_a_destination_that_is_away_leaves_no_folder_for_each_try(tmp_path: Path
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "reason", "solution"),
+    [
+        ("filesystem", "its settings lack bucket_url", "secrets.toml"),
+        ("synapse", "without dlt[synapse]", 'pip install "dlt[synapse]"'),
+    ],
+)
+def test_what_dlt_lacks_is_named(name: str, reason: str, solution: str, tmp_path: Path) -> None:
+    with pytest.raises(DestinationError) as raised:
+        DltDestination(name, work_folder=tmp_path).check()
+
+    assert reason in raised.value.reason
+    assert solution in raised.value.solution
+
+
 @pytest.mark.slow
 class TestDelta(DestinationChecks):
     """Read with the library of Delta. A load takes a second and more, so it is one story."""

@@ -1,4 +1,4 @@
-"""What of a stretch of the stream goes into which load package of dlt."""
+"""How a stretch of the stream is divided into load packages of dlt."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from etl_dagster.destinations.dlt.changes import Round, Stretches
 from etl_dagster.destinations.dlt.entries import Identity
 from etl_dagster.destinations.dlt.lane import Lane
-from etl_dagster.destinations.dlt.ledger import TableEntry
+from etl_dagster.destinations.dlt.ledger import TableEntry, ledger_from_json, ledger_to_json
 from etl_dagster.destinations.dlt.log import Log
 from etl_dagster.destinations.dlt.names import DltNames
 from etl_dagster.destinations.dlt.places import Place
 from etl_dagster.destinations.dlt.rows import DELETED, LoadedTable
-from etl_dagster.errors import RowsOutdated, TableWriteFailed
+from etl_dagster.errors import DestinationTooNew, RowsOutdated, TableWriteFailed
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
@@ -194,11 +194,16 @@ def test_a_new_column_is_added_though_no_row_follows() -> None:
         (table(ORDERS.columns, name="purchases", snapshot=900), "was called public.orders"),
         (table([*ORDERS.columns[:3], column("paper", TEXT, 4)], snapshot=900), "called 'paper'"),
         (table([*ORDERS.columns[:3], column("document", INT8, 4)], snapshot=900), "another type"),
-        (table([*ORDERS.columns[:2], column("note", TEXT, 3, key=2)], snapshot=900), "its key"),
+        (
+            table([*ORDERS.columns[:2], column("note", TEXT, 3, key=2)], snapshot=900),
+            "has another key",
+        ),
     ],
     ids=["table renamed", "column renamed", "another type", "another key"],
 )
-def test_what_dlt_can_not_do_to_a_table_has_it_copied_again(after: TableSchema, why: str) -> None:
+def test_after_a_change_that_dlt_cannot_make_a_table_is_copied_again(
+    after: TableSchema, why: str
+) -> None:
     with pytest.raises(RowsOutdated, match=why):
         rounds(Transactions().commit(relation(after), insert(after, id=1)))
 
@@ -210,7 +215,7 @@ def test_a_column_that_is_dropped_and_added_again_does_not_get_its_old_values_ba
     *_, last = rounds(stream.commit(relation(without), insert(without, id=1)))
     assert last.entry.dropped == ("document",)
 
-    with pytest.raises(RowsOutdated, match="values of one that was called so before"):
+    with pytest.raises(RowsOutdated, match="values of one that had this name before"):
         rounds(stream.commit(relation(again)), known=without, entry=last.entry)
 
 
@@ -225,7 +230,7 @@ def test_rows_without_a_key_are_appended_and_never_found_again() -> None:
         assert "primary key" in raised.value.solution
 
 
-def test_in_mode_append_every_change_is_a_row_also_of_what_is_truncated() -> None:
+def test_in_mode_append_every_change_is_a_row_even_before_a_truncate() -> None:
     changes = Transactions().commit(
         insert(LOGGED, **order(1, "a")),
         update(LOGGED, **order(1, "b")),
@@ -246,7 +251,7 @@ def test_in_mode_append_every_change_is_a_row_also_of_what_is_truncated() -> Non
 
 
 def test_a_change_that_the_log_has_already_is_left_out() -> None:
-    """Of a package that was under way, some rows may be there: in another order, perhaps."""
+    """A package whose process died may have brought some rows, perhaps in another order."""
     changes = Transactions().commit(*(insert(LOGGED, **order(n)) for n in range(4)))
 
     [one] = rounds(changes, known=LOGGED, logs=Logs(changes[2], changes[0]))
@@ -285,3 +290,12 @@ def test_what_is_kept_of_a_table_is_read_as_it_was_written() -> None:
 
     assert TableEntry.from_json(entry.to_json()) == entry
     assert TableEntry.from_json({}) == TableEntry()
+
+
+def test_what_a_later_version_has_kept_is_refused() -> None:
+    """Read as the present format, its positions could mean something else."""
+    kept = ledger_to_json({1: TableEntry()}, epoch=1, package="p")
+    assert ledger_from_json(kept) == {1: TableEntry()}
+
+    with pytest.raises(DestinationTooNew, match="a newer version of etl_dagster"):
+        ledger_from_json(kept | {"format": 2})

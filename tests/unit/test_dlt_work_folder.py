@@ -39,7 +39,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     following.close()
 
 
-def test_a_folder_that_can_not_be_made_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
 
     with pytest.raises(DestinationError, match="no folder for load packages") as raised:

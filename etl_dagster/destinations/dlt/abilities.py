@@ -11,12 +11,12 @@ from etl_dagster.destinations.dlt.config import DltDestinationConfig
 from etl_dagster.errors import DestinationError
 from etl_dagster.model.modes import TableMode
 
-#: What rows that are only added need of a destination: nothing.
+#: Rows that are only added need nothing of a destination.
 _ONLY_ADDED: Final[frozenset[TableMode]] = frozenset({"append"})
 
 
 def modes_of(config: DltDestinationConfig) -> frozenset[TableMode]:
-    """The modes in which tables are kept there, as far as the configuration tells."""
+    """The modes that the destination supports, as far as the configuration shows."""
     if config.is_filesystem and config.table_format != "delta":
         return _ONLY_ADDED
     return frozenset({"mirror", "append"})
@@ -26,17 +26,17 @@ def modes_of(config: DltDestinationConfig) -> frozenset[TableMode]:
 class Abilities:
     """What decides how tables are kept."""
 
-    #: Of dlt's strategies for `merge`, the one that is used; None: rows are only added.
+    #: The strategy of dlt's `merge` that is used; None: rows are only added.
     merge_strategy: Literal["delete-insert", "upsert"] | None
-    #: Whether it is reached by SQL. Else tables are files, in a table format perhaps.
+    #: Whether it is reached by SQL. If not, tables are files, perhaps in a table format.
     has_sql: bool
     has_transactions: bool
     #: Whether transactions that write at the same time are refused.
     has_one_writer: bool
     table_format: Literal["delta", "iceberg"] | None
-    #: Of the files of load packages; None: what dlt prefers.
+    #: Format of the files in load packages; None: the one that dlt prefers.
     file_format: str | None
-    #: Of files without a row.
+    #: Format of files without a row; None: the same.
     empty_format: str | None
 
     @property
@@ -50,10 +50,10 @@ class Abilities:
 
 
 def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
-    """What dlt says of the destination; nothing is connected.
+    """What dlt reports about the destination; nothing is connected.
 
     Raises:
-        DestinationError: it can't hold tables that rows are updated and deleted in.
+        DestinationError: it can't hold tables whose rows are updated and deleted.
     """
     found = destination.capabilities()
     kind = destination.destination_type.rsplit(".", 1)[-1]
@@ -79,7 +79,7 @@ def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
         found.supports_transactions is not False,
         kind == "duckdb",
         config.table_format if is_files else None,
-        # It holds every value as it is, which CSV and statements don't.
+        # Parquet holds every value as it is; CSV and SQL statements don't.
         "parquet" if "parquet" in formats else None,
         # ADBC, by which dlt loads Parquet into Postgres, refuses files without a row.
         "csv" if "csv" in formats and kind == "postgres" else None,
@@ -87,7 +87,7 @@ def find_abilities(destination: Any, config: DltDestinationConfig) -> Abilities:
 
 
 def naming_of(destination: Any, config: DltDestinationConfig) -> Callable[[str], str]:
-    """How dlt changes names: the convention, and the longest name that the destination has."""
+    """How dlt changes names: by its convention, and the longest name that the destination takes."""
     from dlt.common.schema.normalizers import naming_from_reference
 
     found = destination.capabilities()
@@ -99,7 +99,7 @@ def naming_of(destination: Any, config: DltDestinationConfig) -> Callable[[str],
 
 
 def missing_file(destination: Any) -> Path | None:
-    """The file of a database in a file, if it isn't there: to connect would make it."""
+    """The path of a DuckDB file that doesn't exist, which connecting would create; else None."""
     if destination.destination_type.rsplit(".", 1)[-1] != "duckdb":
         return None
     credentials = destination.config_params.get("credentials")

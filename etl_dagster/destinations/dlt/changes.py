@@ -1,4 +1,4 @@
-"""What a stretch of the stream amounts to: for each table, parts of load packages, in order."""
+"""Turns the changes of each table into parts of load packages, in order."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from etl_dagster.model.events import (
 from etl_dagster.model.position import POSITION_ZERO
 from etl_dagster.model.schema import TableSchema
 
-#: Gives values of some columns of the rows with some keys, as they are at the destination.
+#: Fetches some columns of the rows with the given keys, as the destination has them.
 Fetch = Callable[[LoadedTable, Sequence[str], pa.RecordBatch], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one load package does to a table, and what is kept of it then."""
+    """What one load package does to a table, and the table's entry in the ledger after it."""
 
     part: LoadPart
     entry: TableEntry
 
 
 class Stretches:
-    """Makes rounds of a table's steps.
+    """Turns a table's steps into rounds, one for each load package.
 
     Args:
-        shape_of: how a table is at the destination.
+        shape_of: what a table looks like at the destination.
         fetch: for values that Postgres didn't send because they didn't change.
-        log: of tables in mode append.
+        log: makes the rows of tables in mode append.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Stretches:
     def rounds(
         self, steps: Sequence[TableStep], known: TableSchema | None, entry: TableEntry
     ) -> Iterator[Round]:
-        """One round for each stretch under one schema, each asked for once the last is loaded.
+        """One round for each run of steps under one schema; take the next once the last is loaded.
 
-        Of a mirror, only the newest rows of each key are loaded, and nothing of what comes before
-        a truncate. Of a log, every change is.
+        Into a mirror, only the newest row of each key is loaded, and nothing from before a
+        truncate. Into a log, every change is.
 
         Args:
-            known: how the table was when it was written last, where that is known.
-            entry: what is kept of the table.
+            known: the schema with which the table was written last, if that is known.
+            entry: the table's entry in the ledger.
 
         Raises:
             RowsOutdated: only a new copy can bring the table up to date.
@@ -110,7 +110,7 @@ class Stretches:
             yield Round(self._emptied(emptied), entry)
 
     def _without_rows(self, shape: LoadedTable) -> LoadPart:
-        """Nothing but the columns, so that those who query find them."""
+        """Only the columns, so that queries find them before there are rows."""
         return LoadPart(shape.source.id, shape.name, "append", shape.whole, (), shape.found_by)
 
     def _emptied(self, shape: LoadedTable) -> LoadPart:
@@ -141,11 +141,11 @@ class Stretches:
         places: Any = pa.array(incomplete)
         keys: pa.RecordBatch = result.rows.select(list(shape.source.key_columns)).take(places)
         found = self._there(shape, result, lookup.take(places), keys)
-        #: Of each row, its place among those found.
+        #: For each row, its place among the rows found.
         at = np.searchsorted(incomplete, np.arange(len(rows)))
         columns = list(rows.columns)
         for name, is_unknown in result.unknown.items():
-            there = shape.there[name]
+            there = shape.loaded_name[name]
             place = rows.schema.get_field_index(there)
             both = pa.concat_arrays([columns[place], found[there]])
             source: Any = pa.array(np.where(is_unknown, len(rows) + at, np.arange(len(rows))))
@@ -155,12 +155,12 @@ class Stretches:
     def _there(
         self, shape: LoadedTable, result: Collapsed, before: pa.RecordBatch, now: pa.RecordBatch
     ) -> pa.RecordBatch:
-        """The values of rows by the keys that they had, or else by those that they have now.
+        """The values of rows by the keys that they had or, if that finds none, have now.
 
-        A package that was under way may have moved a row before its process ended; then its values
-        are at the new key only.
+        A process may have died after its package had moved a row; then the values are at the new
+        key only.
         """
-        names = [shape.there[name] for name in result.unknown]
+        names = [shape.loaded_name[name] for name in result.unknown]
         found = self._fetch(shape, names, before)
         ids = key_ids(concat_rows([before, now.cast(before.schema)]))
         is_moved = ids[: len(before)] != ids[len(before) :]

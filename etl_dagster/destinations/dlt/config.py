@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from etl_dagster.config import DestinationConfig, TableMode
 
 _PLACEHOLDER = "{schema}"
-#: dlt's arguments for which there is a setting here, and which setting.
+#: Arguments of dlt for which there is a setting here, and that setting.
 _SETTINGS_OF_OURS = {
     "destination_name": "destination_name",
     "naming_convention": "naming",
@@ -24,7 +24,7 @@ class DltDestinationConfig(DestinationConfig):
 
     type: Literal["dlt"]
     destination: str = Field(
-        description="Which one, as dlt calls it: `postgres`, `bigquery`, `snowflake`, "
+        description="dlt's name for it: `postgres`, `bigquery`, `snowflake`, "
         "`filesystem`, `duckdb`, ..."
     )
     destination_name: str | None = Field(
@@ -44,7 +44,7 @@ class DltDestinationConfig(DestinationConfig):
     )
     table_format: Literal["delta", "iceberg"] | None = Field(
         None,
-        description="Of tables in `filesystem`; without it, they are plain Parquet files. Only "
+        description="Format of tables in `filesystem`; by default plain Parquet files. Only "
         "Delta tables can be mirrors.",
     )
     naming: Literal["sql_ci_v1", "sql_cs_v1", "snake_case", "direct"] = Field(
@@ -54,7 +54,7 @@ class DltDestinationConfig(DestinationConfig):
     work_folder: Path | None = Field(
         None,
         description="Where load packages are until they are loaded; by default in the folder for "
-        "temporary files. Nothing in it is needed after the process.",
+        "temporary files. Nothing in it is needed after the process ends.",
     )
 
     @property
@@ -89,7 +89,7 @@ class DltDestinationConfig(DestinationConfig):
         if before == "mirror":
             return None
         return (
-            "dlt renames no table, so it stops until what is there is renamed or dropped at the "
+            "dlt can't rename a table, so the table stops until you rename or drop the one at the "
             "destination"
         )
 

@@ -1,7 +1,7 @@
 """Copies of tables: chunks are collected in a table of their own, which then becomes the table.
 
-So the old rows stay until the new ones are complete, and what a chunk's failed attempt left behind
-is told apart from what counts.
+So the old rows stay until the new ones are complete, and rows that a chunk's failed attempt left
+behind are distinguished from those that count.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ChunkFile:
         self.has_rows = False
 
     def fill(self, pieces: Iterable[CopiedRows]) -> None:
-        """Read the source to its end; raises what it raises, and leaves nothing then."""
+        """Read the source to its end. If it fails, its error is raised and no file is left."""
         schema = self.shape.collected
         # It may be gone, as in `Lane`.
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def load_chunk(place: Place, lane: Lane, copy_id: str, chunk: ChunkId, spool: Ch
 
 
 def end_of_copy(place: Place, lane: Lane, shape: LoadedTable, rows: TableRows) -> None:
-    """Have the table hold what was collected, unless it does already.
+    """Make the table hold what was collected, unless it does already.
 
     Raises:
         TableWriteFailed: what the table holds can be neither kept nor replaced.

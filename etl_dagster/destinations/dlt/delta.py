@@ -1,4 +1,4 @@
-"""Delta tables: what a load package can't do is done with the table itself, as dlt opens it."""
+"""Delta tables. What a load package can't do is done with the table itself, opened as dlt does."""
 
 from __future__ import annotations
 
@@ -165,15 +165,15 @@ class DeltaPlace(FilesPlace):
 
 
 def _by_key(shape: LoadedTable, keys: pa.RecordBatch) -> Iterator[Any]:
-    """Conditions that rows with some of the keys meet, and few others."""
-    names = [(name, shape.there[name]) for name in shape.source.key_columns]
+    """Conditions that all rows with some of the keys meet, and few others."""
+    names = [(name, shape.loaded_name[name]) for name in shape.source.key_columns]
     for start in range(0, keys.num_rows, _KEYS):
         some = keys.slice(start, _KEYS)
         yield reduce(and_, (pc.field(there).isin(some[name]) for name, there in names))
 
 
 def _held(pipeline: Any, shape: LoadedTable) -> dict[str, pa.DataType]:
-    """The columns of a table; none where it isn't there."""
+    """The types of a table's columns by name; empty if there is no table."""
     table = _open(pipeline, shape.name)
     if table is None:
         return {}
@@ -181,7 +181,7 @@ def _held(pipeline: Any, shape: LoadedTable) -> dict[str, pa.DataType]:
 
 
 def ensure_delta(schema: pa.Schema) -> pa.Schema:
-    """The types that a Delta table has for these."""
+    """The schema that a Delta table has for this one."""
     from dlt.common.libs.deltalake import ensure_delta_compatible_arrow_schema
 
     found: pa.Schema = ensure_delta_compatible_arrow_schema(schema)
@@ -215,10 +215,10 @@ def _is_other(pipeline: Any, shape: LoadedTable) -> bool:
 def require_same_types(
     shape: LoadedTable, held: Mapping[str, pa.DataType], wanted: pa.Schema
 ) -> None:
-    """The columns of a log that new rows have are of the types that these have.
+    """Refuse new rows for a log whose columns have other types.
 
     Raises:
-        TableWriteFailed: some aren't.
+        TableWriteFailed: some have.
     """
     other = [
         field.name
@@ -230,5 +230,5 @@ def require_same_types(
 
 
 def _family(kind: pa.DataType) -> str:
-    """A type without what only says how it is laid out in memory."""
+    """A type's name without its layout in memory: `string` of a `large_string`, too."""
     return str(kind).removeprefix("large_").removesuffix("_view")

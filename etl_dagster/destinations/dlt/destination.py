@@ -45,24 +45,24 @@ _log = logging.getLogger(__name__)
 
 
 class DltDestination:
-    """Loads rows and changes with dlt, as its packages of Arrow rows.
+    """Loads rows and changes with dlt, in load packages of Arrow rows.
 
-    Each package has what is kept of its tables in dlt's state, above all their positions: changes
-    that come again after a crash are left out if their package was complete. One that wasn't is
-    loaded again, and merged by key it ends in the same rows.
+    Each package contains, in dlt's state, the ledger of its tables, above all their positions. So
+    changes that arrive again after a crash are skipped if their package was complete. A package
+    that wasn't is loaded again; merged by key, it ends in the same rows.
 
-    The stream's changes of all tables in a dataset are one dlt pipeline (a *lane*); a table that is
-    copied, or catches up, has one of its own, because another process may do that.
+    All tables of a dataset share one dlt pipeline (a *lane*) for the stream's changes. A table that
+    is copied, or catches up, has a lane of its own, because another process may write it.
 
     Args:
-        destination: as dlt calls it.
+        destination: dlt's name for it.
         pipeline: part of the dlt pipelines' names.
         settings: as in `DltDestinationConfig`.
     """
 
     name = "dlt"
-    #: What is there twice after a crash is the rows of mirrors without a key, at most. Which of the
-    #: modes a destination of dlt has, its object says.
+    #: After a crash, only mirrors without a key may have rows twice. The modes are all that dlt can
+    #: do; each object has those of its own destination.
     capabilities = Capabilities(
         mirror=True,
         truncate=True,
@@ -110,7 +110,7 @@ class DltDestination:
         self._folder.open()
 
     def check(self) -> str:
-        """Connect, and read what is kept there.
+        """Connect, and read the ledger.
 
         Raises:
             DestinationError: that isn't possible.
@@ -167,8 +167,8 @@ class DltDestination:
     def shutdown(self) -> None:
         """Wait for packages under way, and remove the folder; idempotent.
 
-        A lane that can't be closed keeps none of the others open. The first failure is raised at
-        the end, and the others are logged.
+        If a lane can't be closed, the others are closed all the same. The first failure is raised
+        at the end, and the others are logged.
         """
         with self._lock:
             lanes = list(self._lanes.values())
@@ -209,7 +209,7 @@ class DltDestination:
         return FilesPlace()
 
     def _worker(self, schema: TableSchema, *, of_stream: bool = False) -> LaneWorker:
-        """The lane of the stream, or else that of the table alone."""
+        """The lane of the stream, or the one of this table alone."""
         if self._dlt is None:
             raise DestinationError("the destination was not started")
         dataset = self._names.dataset(schema)
@@ -229,14 +229,14 @@ class DltDestination:
     def _make_lane(self, suffix: str, dataset: str) -> Lane:
         assert self._abilities is not None
         name = f"etl_{self._pipeline}{suffix}"
-        # One description of the destination for each: a driver's connection is used by one thread.
+        # Each lane has its own: a driver's connection must be used by one thread only.
         made = make_destination(self._dlt, self._config)
         folder = self._folder.path
         return Lane(self._dlt, made, self._abilities, name, dataset, folder, self._turns)
 
 
 def _all_of(results: Sequence[Future[None]]) -> Future[None] | None:
-    """Completes once all have, and fails with the failure of one."""
+    """Completes once all have; if some failed, with the failure of the first of them."""
     if len(results) <= 1:
         return results[0] if results else None
     whole: Future[None] = Future()

@@ -11,9 +11,9 @@ import pyarrow as pa
 from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.dlt.rows import LOGGED, LoadedTable
 
-#: Of a row: LSN and number of its change, and the commit time in microseconds since 1970.
+#: Identifies a change: its LSN, its number, and its commit time in microseconds since 1970.
 Identity: TypeAlias = tuple[int, int, int]
-#: The columns that say it.
+#: The columns that hold an `Identity`.
 IDENTITY: Final = ("_etl_commit_lsn", "_etl_ordinal", "_etl_commit_time")
 
 
@@ -29,7 +29,7 @@ def copied_rows(shape: LoadedTable, rows: pa.RecordBatch, at: CopyMoment) -> pa.
 
 
 def constants(values: Mapping[str, Any], count: int) -> dict[str, pa.Array[Any]]:
-    """What mode append adds, the same in so many rows; null where nothing is given."""
+    """The columns that mode append adds, each with one value in all rows; null if none is given."""
     return {
         field.name: pa.array([values.get(field.name)], field.type).take(
             pa.array(np.zeros(count, np.int32))
@@ -41,13 +41,13 @@ def constants(values: Mapping[str, Any], count: int) -> dict[str, pa.Array[Any]]
 def with_logged(
     shape: LoadedTable, rows: pa.RecordBatch, columns: Mapping[str, pa.Array[Any]]
 ) -> pa.RecordBatch:
-    """Rows with what mode append adds."""
+    """Rows with the columns that mode append adds."""
     added = [columns[field.name].cast(field.type) for field in LOGGED]
     return pa.RecordBatch.from_arrays([*rows.columns, *added], schema=shape.whole)
 
 
 def identities_of(rows: Sequence[Sequence[Any]]) -> set[Identity]:
-    """What tells changes apart, of rows with the columns `IDENTITY` as a driver gives them."""
+    """The identities in rows with the columns `IDENTITY`, as a driver returns them."""
     moments = pa.array([row[2] for row in rows], pa.timestamp("us", "UTC"))
     times: list[Any] = moments.cast(pa.int64()).to_pylist()
     return {
@@ -56,11 +56,11 @@ def identities_of(rows: Sequence[Sequence[Any]]) -> set[Identity]:
 
 
 def identities_in(rows: Any) -> set[Identity]:
-    """As `identities_of`, of an Arrow table with these columns."""
+    """As `identities_of`, from an Arrow table with these columns."""
     return identities_of(list(zip(*(rows[name].to_pylist() for name in IDENTITY), strict=True)))
 
 
 def largest_lsn(rows: Any) -> int:
-    """Of an Arrow table with rows of a log; 0 without any."""
+    """The largest LSN in an Arrow table with rows of a log; 0 if it has none."""
     found: list[int] = rows[IDENTITY[0]].to_pylist()
     return max(found, default=0)

@@ -1,10 +1,10 @@
-"""What dlt's failures mean here. Their texts may hold rows and DSNs, so they are never repeated."""
+"""Turns dlt's failures into errors of ours, without their texts: these may hold rows and DSNs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from etl_dagster.destinations.dlt.library import DltMissing
 from etl_dagster.errors import (
@@ -15,13 +15,19 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.schema import TableId
 
+#: How to find what an error of ours leaves out.
+_REASON: Final = (
+    "Find the reason in the destination's own log, or set RUNTIME__LOG_LEVEL=ERROR for dlt to "
+    "print it, with the values it concerns."
+)
+
 
 @contextmanager
 def translated(what: str, tables: Callable[[], Mapping[str, TableId]] = dict) -> Iterator[None]:
     """Raise what dlt raises as one of our errors.
 
     Args:
-        what: what is tried, for people, such as ``load a package``.
+        what: what is attempted, for the message, such as ``load a package``.
         tables: the tables that are written, by their name at the destination.
     """
     try:
@@ -44,12 +50,13 @@ def _translated(error: BaseException, what: str, tables: Mapping[str, TableId]) 
             case MissingDependencyException():
                 names = " ".join(getattr(cause, "dependencies", ()) or ())
                 return DltMissing(
-                    f"dlt needs more to {what}: {names}",
-                    solution=f"Install it: pip install {names}",
+                    f"dlt can't {what} without {names}",
+                    solution="Install it: pip install "
+                    + " ".join(f'"{name}"' for name in names.split()),
                 )
             case ConfigurationException():
                 return DestinationError(
-                    f"dlt can't {what} with its settings: {_missing(cause)}",
+                    f"dlt can't {what}: {_missing(cause)}",
                     solution="Set them in dlt's secrets.toml or config.toml, by environment "
                     "variables, or in destination.credentials and destination.options.",
                 )
@@ -59,15 +66,13 @@ def _translated(error: BaseException, what: str, tables: Mapping[str, TableId]) 
                     return TableWriteFailed(
                         tables[name],
                         f"the destination refused rows of {name} ({kinds})",
-                        solution="Find the reason in the destination's own log, or set "
-                        "RUNTIME__LOG_LEVEL=ERROR for dlt to print it, with the values it "
-                        "concerns. Then reset the table.",
+                        solution=f"{_REASON} Then reset the table.",
                     )
     is_final = any(isinstance(cause, TerminalException) for cause in causes[1:])
     if (libpq := _of_libpq(causes)) is not None:
         kinds = f"{kinds}: {libpq}"
     if is_final:
-        return DestinationError(f"dlt can't {what}: {kinds}")
+        return DestinationError(f"dlt can't {what}: {kinds}", solution=_REASON)
     return DestinationUnreachable(f"dlt can't {what}: {kinds}")
 
 
@@ -80,7 +85,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(each))
         yield each
-        # The names under which dlt keeps what was raised first.
+        # The attributes in which dlt keeps the failure that was raised first.
         pending += [
             getattr(each, name, None)
             for name in ("exception", "client_exception", "inner_exc", "dbapi_exception")
@@ -89,10 +94,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _missing(error: BaseException) -> str:
+    """What is wrong with the settings, without their values."""
     fields = getattr(error, "fields", None)
     if not fields:
-        return type(error).__name__
-    return f"{', '.join(fields)} of {getattr(error, 'spec_name', 'the destination')} missing"
+        return f"its settings are refused with {type(error).__name__}"
+    section = getattr(error, "spec_name", "the destination")
+    return f"its settings lack {', '.join(fields)}, of {section}"
 
 
 def _of_libpq(causes: list[BaseException]) -> str | None:

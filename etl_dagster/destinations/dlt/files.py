@@ -20,8 +20,8 @@ from etl_dagster.model.position import Position
 
 
 class FilesPlace:
-    """Plain Parquet files. What a package left that wasn't complete is gone before the next one,
-    so that a log never has a change twice. Nothing is read back but what a copy has collected.
+    """Plain Parquet files. Those of an incomplete package are removed before the next one is
+    loaded, so a log never has a change twice. Only what a copy has collected is read back.
     """
 
     def fetch(
@@ -48,7 +48,7 @@ class FilesPlace:
     def extend(
         self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
-        """In one package: the rows, and that the copy is complete."""
+        """Load the rows, and that the copy is complete, in one package."""
         table_id = shape.source.id
         rows: Any = ()
         if not self._has_copy(lane, shape, at):
@@ -58,13 +58,13 @@ class FilesPlace:
         self.discard(lane, copy)
 
     def _has_copy(self, lane: Lane, shape: LoadedTable, at: CopyMoment) -> bool:
-        """Whether the rows of the copy are there, of a package that wasn't complete."""
+        """Whether a package that never became complete has brought the rows of the copy."""
         return False
 
     def _collected(
         self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a copy as they are in the log; they are read as they are asked for."""
+        """The rows of a copy as they are in the log, read lazily."""
         tokens = list(entry.chunks.values())
         batches = lane.run("inspect a table", lambda pipeline: read_files(pipeline, copy))
         return (
@@ -100,7 +100,7 @@ def _batches(files: Any, paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 def of_chunks(batch: pa.RecordBatch, tokens: Sequence[str]) -> pa.RecordBatch:
-    """Of rows that a copy has collected, those that count."""
+    """Those of a copy's collected rows that count: they have one of the tokens."""
     compute: Any = pc
     counts = compute.is_in(batch[TOKEN].cast(pa.string()), pa.array(tokens, pa.string()))
     return batch.filter(counts).select([n for n in batch.schema.names if n != TOKEN])

@@ -1,4 +1,4 @@
-"""Iceberg tables: logs that are only added to, as dlt opens them.
+"""Iceberg tables: logs that are only added to, opened as dlt does.
 
 dlt merges into them by PyIceberg's `upsert`, which deletes no row, so they are not mirrors.
 """

@@ -1,4 +1,4 @@
-"""One dlt pipeline: it loads packages one after the other, each with what is kept of its tables."""
+"""One dlt pipeline: it loads packages one after the other, each with the ledger of its tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from etl_dagster.model.schema import TableId
 
 Disposition: TypeAlias = Literal["append", "replace", "merge"]
 
-#: A resource that yields nothing, for packages that have nothing but a position.
+#: A resource that yields nothing, for packages that contain only the ledger.
 _NOTHING: Final = "etl_nothing"
 
 
@@ -46,24 +46,24 @@ class LoadPart:
     name: str
     disposition: Disposition
     schema: pa.Schema
-    #: An empty tuple: nothing but the columns.
+    #: An empty tuple: only the columns are loaded.
     batches: Iterable[pa.RecordBatch] = ()
     key: tuple[str, ...] = ()
-    #: Rows of a copy that isn't complete: no reader looks at them.
+    #: Whether these are rows of an incomplete copy, which no reader looks at.
     is_collected: bool = False
 
 
 class Lane:
     """A dlt pipeline in a working directory of its own, used by one thread.
 
-    What was extracted and not loaded is never taken up again: it comes again from the source.
-    So the directory is empty at the beginning, and after every failure.
+    What was extracted and not loaded is never resumed: it comes again from the source. So the
+    directory is empty at the beginning, and removed after every failure.
 
     Args:
         name: of the dlt pipeline, by which its state is found.
         folder: where it may have its directory.
-        turns: held while tables are made, which no two lanes may do at a time; and while anything
-            is loaded where the destination takes one writer only.
+        turns: held while tables are created, which two lanes must not do at the same time; and
+            during everything if the destination takes one writer only.
     """
 
     def __init__(
@@ -87,24 +87,25 @@ class Lane:
         self._directory: Path | None = None
         self._tables: dict[TableId, TableEntry] = {}
         self._epoch = 0
-        #: The newest package of the pipeline, by the name that we give it.
+        #: The newest package of the pipeline, by our own name for it.
         self._package = ""
         #: The types that tables have in the pipeline's schema, by name and column.
         self._types: dict[str, dict[str, pa.DataType]] = {}
+        #: The newest package, by dlt's ID.
         self._newest_load = ""
-        #: Tables whose files were looked at since the beginning.
+        #: Tables of plain files that were rid of incomplete packages since the lane was opened.
         self._cleared: set[str] = set()
-        #: The newest package that was complete at the beginning.
+        #: The newest package that was complete when the lane was opened, by dlt's ID.
         self._first_load = ""
-        #: How often what is kept was read from the destination.
+        #: How often the ledger was read from the destination.
         self.opened = 0
 
     def open(self) -> None:
-        """Connect, and read what is kept at the destination."""
+        """Connect, and read the ledger at the destination."""
         self._open()
 
     def entry(self, table_id: TableId) -> TableEntry:
-        """What is kept of a table; the first call asks the destination."""
+        """The table's entry in the ledger; the first call reads the destination."""
         self._open()
         return self._tables.get(table_id, TableEntry())
 
@@ -126,17 +127,17 @@ class Lane:
             )
 
     def forget_table(self, table_id: TableId) -> None:
-        """Keep nothing of a table; the next package of the lane has that in it."""
+        """Remove the table's entry; the lane's next package stores a ledger without it."""
         self._open()
         self._tables.pop(table_id, None)
 
     def load(
         self, parts: Sequence[LoadPart], entries: Mapping[TableId, TableEntry], epoch: int = 0
     ) -> None:
-        """Load a package, and with it what is kept from then on; once it returns, both are there.
+        """Load a package with these entries of the ledger; once it returns, both are durable.
 
         Args:
-            epoch: of the sender; 0: none is kept.
+            epoch: the sender's; 0: the ledger keeps the one that it has.
 
         Raises:
             TableWriteFailed: rows of one table are refused.
@@ -164,7 +165,7 @@ class Lane:
                 )
                 pipeline.normalize()
                 self._clear(pipeline, parts)
-                # As late as can be: from here on dlt writes.
+                # As late as possible: from here on dlt writes.
                 self._require_newest(pipeline, epoch)
                 newest = self._require_later(pipeline.list_normalized_load_packages())
                 pipeline.load()
@@ -178,7 +179,7 @@ class Lane:
             types.update({field.name: field.type for field in part.schema})
 
     def run(self, what: str, work: Callable[[Any], Any]) -> Any:
-        """What work with the dlt pipeline gives.
+        """Do work with the dlt pipeline, and return its result.
 
         Raises:
             DestinationError: as `translated`.
@@ -189,7 +190,7 @@ class Lane:
             return work(pipeline)
 
     def forget(self) -> None:
-        """Drop whatever is in the working directory; the next call begins from the destination."""
+        """Remove the working directory; the next call reads the ledger again."""
         self._pipeline = None
         self._tables, self._types = {}, {}
         if self._directory is not None:
@@ -203,14 +204,14 @@ class Lane:
             try:
                 self._pipeline = self._opened_pipeline()
             except BaseException:
-                # Else every try would leave a directory while the destination can't be reached.
+                # Otherwise each try would leave a directory while the destination is away.
                 self.forget()
                 raise
         return self._pipeline
 
     def _opened_pipeline(self) -> Any:
-        """A dlt pipeline in an empty directory; what is kept at the destination is read."""
-        # It may be gone: some systems remove what lies in the folder for temporary files for long.
+        """A dlt pipeline in an empty directory, after the ledger is read."""
+        # It may be gone: some systems remove old files from the folder for temporary files.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = Path(mkdtemp(dir=self._folder))
         waits = self._abilities.has_one_writer
@@ -224,10 +225,10 @@ class Lane:
                 destination=self._destination,
                 dataset_name=self.dataset,
             )
-            # A record of every step, in which failures are kept with their texts.
+            # dlt's record of every step would keep failures with their texts.
             pipeline.config.enable_runtime_trace = False
-            # Of what is kept at the destination only the positions count. What its tables look
-            # like is asked again: a copy may have created them again.
+            # dlt must not restore its state from the destination: of that, only the ledger counts.
+            # What the tables look like is looked up again, since a copy may have made them again.
             pipeline._state_restored = True
             if not self._abilities.has_sql:
                 remove_cut_off(pipeline)
@@ -271,14 +272,14 @@ class Lane:
         return None if part.is_collected and found == "iceberg" else found
 
     def _clear(self, pipeline: Any, parts: Sequence[LoadPart]) -> None:
-        """Have plain files hold nothing of packages that were never complete."""
+        """Remove plain files of packages that never became complete."""
         if self._abilities.has_plain_files:
             for name in {part.name for part in parts} - self._cleared:
                 remove_unfinished(pipeline, name, since=self._first_load)
                 self._cleared.add(name)
 
     def _require_newest(self, pipeline: Any, epoch: int) -> None:
-        """Load nothing when another process has loaded a package of this name meanwhile."""
+        """Refuse to load if another process has loaded into the same dlt pipeline meanwhile."""
         found = stored(pipeline)
         if found.package == self._package:
             return

@@ -1,8 +1,8 @@
-"""What is kept of each table in dlt's state, and so in the load package with its rows.
+"""The ledger: what is kept of each table in dlt's state, and so in the load package with its rows.
 
-dlt stores its state with a package, and gives back the newest one whose package is complete. So a
-position counts once everything before it was loaded, and a package that was begun by a process
-that died counts for nothing.
+dlt stores its state with a package, and returns the newest state whose package is complete. So a
+position counts only once everything before it is loaded, and a package whose process died counts
+for nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from etl_dagster.errors import DestinationTooNew
 from etl_dagster.lsn import Lsn
 from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId
 
-#: Where it is in dlt's state: as that of a source.
+#: Where the ledger is in dlt's state: under ``sources``, by this name.
 SOURCE: Final = "etl_dagster"
 _FORMAT: Final = 1
 
@@ -24,17 +25,17 @@ _FORMAT: Final = 1
 class TableEntry:
     """One table, as a lane has written it."""
 
-    #: Everything up to here is loaded; None: not known.
+    #: Everything up to here is loaded; None: unknown.
     position: Position | None = None
-    #: From where on the sender applied the table (`EventBatch.apply_from`). A position counts for
-    #: no other sender: there was a new copy in between.
+    #: The sender's `EventBatch.apply_from`. A sender with another one must not use the position:
+    #: there was a new copy in between.
     applied_from: int | None = None
     #: The current copy; empty before the first.
     copy_id: str = ""
     is_complete: bool = False
-    #: By chunk of a copy that isn't complete: what marks the chunk's rows.
+    #: For each loaded chunk of an incomplete copy, the token that marks its rows.
     chunks: Mapping[int, str] = field(default_factory=dict)
-    #: Columns that are gone in the source and still at the destination, with old values.
+    #: Columns that the source no longer has, and the destination still has, with old values.
     dropped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -76,9 +77,9 @@ class Stored:
     tables: dict[TableId, TableEntry]
     #: The newest epoch of a sender.
     epoch: int
-    #: The package, by the name that we give it; empty before the first.
+    #: The package, by our own name for it; empty before the first.
     package: str
-    #: The package as dlt calls it.
+    #: The package, by dlt's ID.
     load_id: str
 
 
@@ -91,16 +92,22 @@ def ledger_to_json(
 
 
 def ledger_from_json(found: Mapping[str, Any] | None) -> dict[TableId, TableEntry]:
-    """The tables of a state; none where there is no state."""
+    """The entries in a state; none if there is no state.
+
+    Raises:
+        DestinationTooNew: a later version has written them.
+    """
     if not found:
         return {}
+    if found.get("format", _FORMAT) > _FORMAT:
+        raise DestinationTooNew("a newer version of etl_dagster has loaded into the destination")
     return {
         int(table_id): TableEntry.from_json(entry) for table_id, entry in found["tables"].items()
     }
 
 
 def stored(pipeline: Any, name: str | None = None) -> Stored:
-    """What is kept at the destination.
+    """Read the ledger at the destination.
 
     Args:
         name: of the dlt pipeline that kept it, in the same dataset; this one by default.

@@ -1,4 +1,4 @@
-"""dlt itself, loaded where it is needed, and quietly."""
+"""Imports dlt where it is needed, without its telemetry and its log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DltMissing(DestinationError):
 
 
 def load_dlt() -> Any:
-    """The module.
+    """Import the module, and return it.
 
     Raises:
         DltMissing: it isn't installed.
@@ -40,7 +40,7 @@ def load_dlt() -> Any:
             raise DltMissing(
                 f"the destination needs dlt, which can't be imported: {error}"
             ) from None
-        # Where nothing in this process has used dlt yet, its runtime begins here.
+        # If nothing in this process has used dlt yet, its runtime is set up here.
         Container()[PluggableRunContext]
     return dlt
 

@@ -1,8 +1,7 @@
 """Tables in mode append: each change is a row, and none is there twice.
 
-A load package that was under way when its process ended may have brought some of its rows, and its
-changes come again. So where a table has rows of changes past the position that is kept of it, those
-that are there already are left out.
+A load package whose process died may have brought some of its rows, and its changes arrive again.
+So changes past the table's position are left out if the table has them already.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from etl_dagster.model.position import Position
 
 
 class Log:
-    """What the tables of a lane have of their changes."""
+    """Turns changes into rows of logs, without those that a log has already."""
 
     def __init__(self, place: Place, lane: Lane) -> None:
         self._place = place
         self._lane = lane
-        #: By table, up to which LSN there may be rows of changes that come again.
+        #: By table, the LSN up to which it may have changes that arrive again.
         self._doubtful: dict[str, int] = {}
         self._opened = -1
 
@@ -60,16 +59,16 @@ class Log:
     def _rows(
         self, shape: LoadedTable, changes: TableChanges
     ) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
-        """The rows, and which of their values were not sent, by the column's name there."""
+        """The rows, and which of their values were not sent, by the column's name in the log."""
         key = shape.source.key_columns
         if not key:
             whole = complete_from_old(changes)
-            unknown = {shape.there[name]: mask for name, mask in whole.unchanged.items()}
+            unknown = {shape.loaded_name[name]: mask for name, mask in whole.unchanged.items()}
             return shape.rows(whole.rows), unknown
         versions = every_row(changes, key)
         found = versions.collapsed(versions.rows)
         rows = shape.rows(found.rows)
-        unknown = {shape.there[name]: mask for name, mask in found.unknown.items()}
+        unknown = {shape.loaded_name[name]: mask for name, mask in found.unknown.items()}
         return self._completed(shape, found, rows, unknown, changes.position(0)), unknown
 
     def _completed(
@@ -80,7 +79,7 @@ class Log:
         unknown: dict[str, np.ndarray],
         before: Position,
     ) -> pa.RecordBatch:
-        """The rows with values that were logged last before; `unknown` loses what was found."""
+        """Fill in values from each key's last entry; those that are found leave `unknown`."""
         lookup = found.lookup
         if not unknown or lookup is None:
             return rows

@@ -22,27 +22,27 @@ class DltNames:
         self._dataset = dataset
         self.normalize = normalize
         self._lock = threading.Lock()
-        #: By dataset and name there, the name of the table in the source that has it.
+        #: By dataset and name at the destination, the source's table that has this name.
         self._taken: dict[tuple[str, str], str] = {}
 
     def dataset(self, schema: TableSchema) -> str:
         return self.normalize(self._dataset.format(schema=schema.schema_name))
 
     def any_dataset(self) -> str:
-        """A dataset to look at, whichever tables there are."""
+        """The dataset that a check looks at, before any table is known."""
         return self.normalize(self._dataset.format(schema="public"))
 
     def shape(self, schema: TableSchema) -> LoadedTable:
         """How the table is at the destination.
 
         Raises:
-            TableWriteFailed: it, or some of its columns, would be what others are already.
+            TableWriteFailed: its name, or a column's, is reserved or that of another.
         """
         shape = LoadedTable.of(schema, self.normalize)
         if shape.name.startswith(("_dlt_", "_etl_")):
             raise TableWriteFailed(
                 schema.id,
-                f"the name of {schema.name} is taken at the destination",
+                f"the name of {schema.name} is reserved at the destination",
                 solution="Rename the table in the source, or leave it out of the publication. "
                 "Then retry it.",
             )
@@ -58,7 +58,7 @@ class DltNames:
         return shape
 
     def clashes(self, schemas: Sequence[TableSchema]) -> list[str]:
-        """What can't be there at the same time, a sentence for each."""
+        """Why tables can't have their names, a sentence for each."""
         found = []
         for schema in schemas:
             try:

@@ -28,7 +28,7 @@ class Place(Protocol):
         ...
 
     def require_replaceable(self, lane: Lane, shape: LoadedTable) -> None:
-        """Before a copy: what the table holds may be replaced, or is added to.
+        """Before a copy: check that it may replace what the table holds, or adds to it.
 
         Raises:
             TableWriteFailed: it holds a log, and is to be a mirror.
@@ -36,18 +36,18 @@ class Place(Protocol):
         ...
 
     def replace(self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry) -> None:
-        """Have the table hold what was collected of a copy, and keep the entry with it.
+        """Make the table hold what was collected of a copy, and keep the entry with it.
 
         Args:
-            copy: the name of the table that it was collected in.
-            entry: with the chunks whose rows count.
+            copy: the name of the table in which it was collected.
+            entry: its `chunks` say which rows count.
         """
         ...
 
     def extend(
         self, lane: Lane, shape: LoadedTable, copy: str, entry: TableEntry, at: CopyMoment
     ) -> None:
-        """As `replace` for a log: the rows follow those that are there, once.
+        """As `replace`, for a log: the rows are added to those that are there, exactly once.
 
         Raises:
             TableWriteFailed: those that are there have columns of other types.
@@ -66,15 +66,15 @@ class Place(Protocol):
         keys: pa.RecordBatch,
         before: Position,
     ) -> pa.RecordBatch:
-        """As `fetch` for a log: of each key's last entry before a position; null after a delete."""
+        """As `fetch`, for a log: each key's last entry before a position; null after a delete."""
         ...
 
     def newest_lsn(self, lane: Lane, shape: LoadedTable, since: int) -> int:
-        """The largest LSN of a change in a log, if one is as large as this; else 0."""
+        """The largest LSN of a change in a log, if it is at least `since`; else 0."""
         ...
 
     def identities(self, lane: Lane, shape: LoadedTable, first: int, last: int) -> set[Identity]:
-        """Which changes a log has of LSNs from the first up to and with the last."""
+        """The changes that a log has with LSNs from `first` to `last`, including both."""
         ...
 
 
@@ -105,7 +105,7 @@ def row_for_each(
     columns: Sequence[str],
     found: Iterable[Sequence[Any]],
 ) -> pa.RecordBatch:
-    """A row for each key, of the values found; null where none was.
+    """A row for each key with the values found for it; nulls if there were none.
 
     Args:
         found: rows with the columns of the key, and then these columns.
@@ -126,7 +126,7 @@ def tuples_of(batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
 
 
 def _as_arrow(values: Sequence[Any], shape: LoadedTable, names: Sequence[str]) -> tuple[Any, ...]:
-    """Values as a driver gives them, as Arrow gives them."""
+    """Values that a driver returned, as the objects that Arrow returns for them."""
     return tuple(
         to_objects(pa.array([_plain(value)], shape.arrow.field(name).type))[0]
         for value, name in zip(values, names, strict=True)

@@ -15,7 +15,7 @@ from etl_dagster.errors import TableWriteFailed
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.python import to_objects
 
-#: True in a row of a load package that only says which key is gone; null in every row that stays.
+#: True in a row of a load package that only names a deleted key; null in every other row.
 DELETED: Final = "_etl_deleted"
 #: In the table that a copy is collected in: which attempt at which chunk brought a row.
 TOKEN: Final = "_etl_chunk"
@@ -28,7 +28,7 @@ _LOGGED: Final[list[tuple[str, Any]]] = [
     ("_etl_before", pa.string()),
     ("_etl_unchanged", pa.string()),
 ]
-#: What mode append adds. All destinations have these types, so JSON and lists are text.
+#: The columns that mode append adds. All destinations have these types; JSON and lists are text.
 LOGGED: Final = pa.schema(_LOGGED)
 _RESERVED: Final = (DELETED, TOKEN)
 
@@ -69,7 +69,7 @@ class LoadedTable:
         if taken:
             raise TableWriteFailed(
                 source.id,
-                f"{source.name} has columns whose names are taken at the destination: "
+                f"{source.name} has columns whose names are reserved at the destination: "
                 f"{', '.join(map(repr, taken))}",
                 solution="Rename them in the source, or leave them out of the publication. Then "
                 "retry the table.",
@@ -79,16 +79,16 @@ class LoadedTable:
     @cached_property
     def key(self) -> tuple[str, ...]:
         """The names of the key's columns there; empty for a table without a key."""
-        return tuple(self.there[name] for name in self.source.key_columns)
+        return tuple(self.loaded_name[name] for name in self.source.key_columns)
 
     @cached_property
-    def there(self) -> Mapping[str, str]:
-        """The names of the columns there by those in the source."""
+    def loaded_name(self) -> Mapping[str, str]:
+        """The names of the columns at the destination by those in the source."""
         return dict(zip(self.source.column_names, self.columns, strict=True))
 
     @cached_property
     def arrow(self) -> pa.Schema:
-        """The types of its columns there, all of which may be null: keys of deletes are alone."""
+        """Its columns at the destination. All may be null: a deleted row has only its key."""
         return pa.schema(
             [
                 pa.field(name, _plain(field.type))
@@ -116,7 +116,7 @@ class LoadedTable:
 
     @property
     def whole(self) -> pa.Schema:
-        """The columns with those that are added: which rows are gone, or which change each is."""
+        """All columns that are loaded: also the mark of deleted rows, or those of mode append."""
         if self.is_log:
             fields: list[Any] = [*self.arrow, *LOGGED]
             return pa.schema(fields)
@@ -124,7 +124,7 @@ class LoadedTable:
 
     @property
     def collected(self) -> pa.Schema:
-        """What a copy is collected in."""
+        """The columns of the table in which a copy is collected."""
         return self.arrow.append(pa.field(TOKEN, pa.string()))
 
 
@@ -138,7 +138,7 @@ def with_constant(batch: pa.RecordBatch, schema: pa.Schema, value: Any) -> pa.Re
 def with_deletes(
     shape: LoadedTable, rows: pa.RecordBatch, deleted: pa.RecordBatch
 ) -> list[pa.RecordBatch]:
-    """What a merge loads.
+    """The batches that a merge loads.
 
     Args:
         rows: those that are there afterwards, as `LoadedTable.rows` gives them.
@@ -148,7 +148,7 @@ def with_deletes(
     if rows.num_rows:
         batches.append(with_constant(rows, shape.whole, None))
     if deleted.num_rows:
-        keys = {shape.there[name]: deleted[name] for name in deleted.schema.names}
+        keys = {shape.loaded_name[name]: deleted[name] for name in deleted.schema.names}
         arrays = [
             _loaded(keys[field.name], None)
             if field.name in keys
@@ -163,7 +163,7 @@ def with_deletes(
 def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind) or pa.types.is_nested(kind):
         return pa.string()
-    # Not every format of files that dlt loads has numbers without a sign.
+    # Not every file format that dlt loads has unsigned integers.
     return pa.int64() if kind == pa.uint32() else kind
 
 

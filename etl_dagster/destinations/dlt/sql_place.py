@@ -1,4 +1,4 @@
-"""Tables that are reached by SQL, such as all databases of dlt's destinations take."""
+"""Tables that are reached by SQL, spelled as all databases among dlt's destinations take it."""
 
 # Names are made by dlt's own client, which quotes them; values are parameters.
 # ruff: noqa: S608
@@ -30,7 +30,7 @@ _OP, _LSN, _ORDINAL = LOGGED.names[:3]
 
 
 class SqlPlace:
-    """A copy becomes its table, or part of it, in one transaction where there are such."""
+    """A copy becomes its table, or part of it, in one transaction if the database has them."""
 
     def __init__(self, has_transactions: bool) -> None:
         self._has_transactions = has_transactions
@@ -64,7 +64,7 @@ class SqlPlace:
             if not lane.run("inspect a table", lambda pipeline: _columns(pipeline, shape)):
                 lane.load([target], done)
                 return
-            # Only a table that was made now shows which types its columns would have.
+            # Only a table that was just created shows which types its columns would have.
             self.discard(lane, copy)
             lane.load([LoadPart(table_id, copy, "append", shape.collected), target], {})
         if lane.run("inspect a table", lambda pipeline: _drop_other(pipeline, shape, copy)):
@@ -108,7 +108,7 @@ class SqlPlace:
 
     @staticmethod
     def _is_lacking(pipeline: Any, shape: LoadedTable, copy: str) -> bool:
-        """Whether the log isn't there, or some of its columns; a mirror is dropped.
+        """Whether the log, or some of its columns, must be created; drops a mirror in its place.
 
         Raises:
             TableWriteFailed: it has columns of other types.
@@ -236,7 +236,7 @@ def _insert(
 
 
 def _columns(pipeline: Any, shape: LoadedTable) -> Mapping[str, Any]:
-    """What the table has in the database; empty where there is none."""
+    """The table's columns in the database by name; empty if there is no table."""
     with pipeline.destination_client() as client:
         if not client.is_storage_initialized():
             return {}
@@ -245,14 +245,14 @@ def _columns(pipeline: Any, shape: LoadedTable) -> Mapping[str, Any]:
 
 
 def _drop(pipeline: Any, name: str) -> None:
-    """Drop a table, and have dlt look again at what is there before the next package."""
+    """Drop a table; dlt then looks at what is there before the next package."""
     with pipeline.destination_client() as client:
         if client.is_storage_initialized() and client.get_storage_table(name)[0]:
             client.drop_tables(name, delete_schema=True)
 
 
 def _drop_other(pipeline: Any, shape: LoadedTable, copy: str) -> bool:
-    """Drop the table if its columns are others than in the new copy; whether it was dropped.
+    """Drop the table if its columns differ from the copy's; returns whether it was dropped.
 
     dlt changes no type, and drops no column.
     """
@@ -273,7 +273,7 @@ def _drop_staged(pipeline: Any, shape: LoadedTable) -> None:
             if client.is_storage_initialized():
                 if client.get_storage_table(shape.name)[0]:
                     client.sql_client.drop_tables(shape.name)
-                # Of all pipelines: each looks again at what is there before its next package.
+                # Those of all pipelines: each looks at what is there before its next package.
                 versions = client.sql_client.make_qualified_table_name(
                     client.schema.version_table_name
                 )
@@ -281,7 +281,7 @@ def _drop_staged(pipeline: Any, shape: LoadedTable) -> None:
 
 
 def _types(columns: Mapping[str, Any], without: set[str]) -> dict[str, tuple[Any, ...]]:
-    """What dlt reads of a table's columns in the database."""
+    """The types of a table's columns, as dlt reads them from the database."""
     parts = ("data_type", "precision", "scale", "timezone")
     return {
         name: tuple(column.get(part) for part in parts)

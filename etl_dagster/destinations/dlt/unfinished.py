@@ -1,8 +1,8 @@
-"""What was being written when a process ended, where tables are files.
+"""Removes what a process was writing when it died, where tables are files.
 
 Each file of a table of plain files has the ID of its load package in its name. A package is
-complete once dlt has written down so, right after its state; what others left is removed before the
-table is written again.
+complete once dlt has recorded that, right after its state; files of other packages are removed
+before the table is written again.
 
 dlt has files of its own next to the tables: the state, the versions of the schema. On a bucket a
 file is there as a whole or not at all; in a folder, a killed process leaves a part of one, which
@@ -27,8 +27,9 @@ _PLACEHOLDER: Final = "{load_id}"
 def remove_cut_off(pipeline: Any) -> None:
     """Remove the newest state and the newest version of the schema, unless they are whole.
 
-    A state is written before its package is said to be complete: if that one is, the state was
-    damaged later, and is left for dlt to refuse. A version of the schema is written again.
+    A state is written before its package is recorded as complete. So the state of a complete
+    package was damaged later, and is left for dlt to refuse. dlt writes a version of the schema
+    again.
     """
     with pipeline.destination_client() as client:
         if not client.is_storage_initialized():
@@ -60,7 +61,7 @@ def _is_whole(client: Any, path: str) -> bool:
 
 
 def complete_newest(pipeline: Any) -> None:
-    """Write down that the package with the newest state is complete, if its process couldn't."""
+    """Record that the package with the newest state is complete, if its process did not."""
     with pipeline.destination_client() as client:
         if not client.is_storage_initialized():
             return
@@ -108,7 +109,7 @@ def files_of(client: Any, name: str) -> list[str]:
 
 
 def _recorded(client: Any) -> set[str]:
-    """The packages that dlt says to be complete, of all pipelines that share the dataset."""
+    """The packages that dlt has recorded as complete, of all pipelines in the dataset."""
     return {
         load_id
         for path in files_of(client, client.schema.loads_table_name)

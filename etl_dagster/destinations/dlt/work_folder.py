@@ -1,4 +1,4 @@
-"""Where load packages are until they are loaded: a folder for each process, gone after it."""
+"""Where load packages are until they are loaded: a folder for each process, removed at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WorkFolder:
 
     Args:
         parent: where it is; None: in the folder for temporary files.
-        pipeline: whose folders are looked after.
+        pipeline: whose leftover folders are removed.
     """
 
     def __init__(self, parent: Path | None, pipeline: str) -> None:

@@ -28,7 +28,7 @@ class ChangesOfTable:
 
 @dataclass(eq=False)
 class _Write:
-    """A batch that waits to be loaded, or is."""
+    """A batch that waits to be loaded, or is being loaded."""
 
     changes: Sequence[ChangesOfTable]
     epoch: int
@@ -43,7 +43,7 @@ class LaneWorker:
     """Does one thing at a time with a lane; changes that wait are loaded as one package.
 
     Args:
-        is_of_stream: whether positions count only for the sender that they were written for.
+        is_of_stream: whether a position counts only for a sender with the same `apply_from`.
     """
 
     def __init__(self, lane: Lane, stretches: Stretches, *, is_of_stream: bool) -> None:
@@ -52,12 +52,12 @@ class LaneWorker:
         self._is_of_stream = is_of_stream
         self._pending: deque[_Write] = deque()
         self._lock = threading.Lock()
-        #: How the tables were when they were written last.
+        #: The schemas with which the tables were written last.
         self._known: dict[TableId, TableSchema] = {}
         self._thread = ThreadPoolExecutor(1, f"dlt {lane.name}")
 
     def submit(self, work: Callable[[Lane], None]) -> Future[None]:
-        """Have the lane do something, after what it was given before."""
+        """Do something with the lane, after everything that was queued before."""
         return self._thread.submit(work, self._lane)
 
     def forget(self, table_id: TableId) -> Future[None]:
@@ -70,7 +70,7 @@ class LaneWorker:
         return self.submit(work)
 
     def load_changes(self, changes: Sequence[ChangesOfTable], epoch: int) -> Future[None]:
-        """Have changes loaded; none of its tables is in a write that isn't durable yet."""
+        """Queue changes. None of their tables may be in a write that isn't durable yet."""
         write = _Write(changes, epoch)
         with self._lock:
             self._pending.append(write)
@@ -78,7 +78,7 @@ class LaneWorker:
         return write.result
 
     def close(self) -> None:
-        """Wait for what was given to it; idempotent."""
+        """Wait for everything that is queued; idempotent."""
         self._thread.shutdown()
         self._lane.forget()
 
