@@ -234,7 +234,7 @@ def test_the_schema_has_precision_limits_formats_and_the_key() -> None:
     assert properties["_sdc_deleted_at"]["format"] == "date-time"
 
 
-def test_what_json_can_not_represent_is_null_and_its_text_is_sent_with_the_row() -> None:
+def test_what_json_cannot_represent_is_null_and_its_text_is_sent_with_the_row() -> None:
     far = pa.array([2**62, 0], pa.int64())
     schema = table(
         [column("id", INT8, 1, key=1), column("at", TIMESTAMPTZ, 2), column("x", FLOAT8, 3)]
@@ -254,7 +254,7 @@ def test_what_json_can_not_represent_is_null_and_its_text_is_sent_with_the_row()
     assert second["_sdc_odd_values"] is None
 
 
-def test_a_key_that_json_can_not_hold_stops_its_table() -> None:
+def test_a_key_that_json_cannot_hold_stops_its_table() -> None:
     schema = table([column("x", FLOAT8, 1, key=1)], name="odd")
 
     with pytest.raises(TableWriteFailed, match=r"public\.odd has a value in x"):
@@ -273,7 +273,7 @@ def test_a_stream_has_one_hyphen_between_schema_and_table(
     assert stream_name("{schema}-{table}", schema) == stream
 
 
-def test_a_column_of_an_added_name_is_refused() -> None:
+def test_a_column_with_the_name_of_an_added_property_is_refused() -> None:
     schema = table([column("_SDC_lsn", INT4, 1)])
 
     with pytest.raises(TableWriteFailed, match="_SDC_lsn"):
@@ -400,7 +400,7 @@ def test_rows_that_would_not_stay_as_they_were_are_not_marked(
         stretcher(**settings).stretch(replace(ORDERS, mode="soft_delete"))
 
 
-def test_a_changed_key_is_a_row_gone_and_a_row_new() -> None:
+def test_a_changed_key_is_a_deleted_row_and_a_new_one() -> None:
     changes = Transactions().commit(update(ORDERS, old={"id": 1}, **order(7)))
 
     gone, kept = (message["record"] for message in messages(stretcher(), changes))
@@ -450,7 +450,7 @@ def test_what_came_before_a_truncate_is_not_sent() -> None:
         ([delete(READINGS, sensor="a")], {}, "updated or deleted, and it has no key"),
     ],
 )
-def test_what_a_target_can_not_do_stops_the_table(
+def test_what_a_target_cannot_do_stops_the_table(
     changes: list[Change], settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(TableWriteFailed, match=reason) as raised:

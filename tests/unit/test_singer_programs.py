@@ -1,4 +1,4 @@
-"""How a target is found, and what is said where Meltano doesn't know it."""
+"""How a target is found, and the error if Meltano doesn't know it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def test_what_meltano_printed_is_shown_without_secrets(tmp_path: Path) -> None:
         find_program(config)
 
     assert caught.value.reason == (
-        "meltano invoke --dump=config target-x ended with exit code 1; it said:\n"
+        "meltano invoke --dump=config target-x ended with exit code 1; it printed:\n"
         "no loader here\nsent ***"
     )

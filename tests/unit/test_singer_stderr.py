@@ -1,4 +1,4 @@
-"""What of a target's stderr gets into an error: words, and neither rows nor secrets."""
+"""What an error shows of a target's stderr: words, and neither rows nor secrets."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class SingerDestinationConfig(DestinationConfig):
     type: Literal["singer"]
     target: str = Field(
         min_length=1,
-        description="The program, by its name on PATH or its path, relative to the file; with "
+        description="The program: its name on PATH or its path from the configuration file; with "
         "`project`, a loader's name there.",
     )
     config: dict[str, TargetSetting] = Field(
@@ -44,8 +44,8 @@ class SingerDestinationConfig(DestinationConfig):
     )
     activate_version: bool | None = Field(
         None,
-        description="Whether the target empties a table by ACTIVATE_VERSION; by default as it says "
-        "of itself (`--about`).",
+        description="Whether the target empties a table by ACTIVATE_VERSION; by default what its "
+        "`--about` says.",
     )
     unchanged: Literal["refuse", "omit"] = Field(
         "refuse",
@@ -65,8 +65,8 @@ class SingerDestinationConfig(DestinationConfig):
         0,
         ge=0,
         le=3600,
-        description="How long to wait for the target's STATE before its input is ended, which has "
-        "it write everything. More than 0 keeps targets running that answer by themselves.",
+        description="How long to wait for the target's STATE before its input is closed, so that "
+        "it writes everything. More than 0 is for targets that send STATE messages without that.",
     )
     stalled_after_seconds: float = Field(
         600,
@@ -103,7 +103,7 @@ class SingerDestinationConfig(DestinationConfig):
 
     def left_by_mode(self, before: TableMode, now: TableMode) -> str | None:
         if "append" not in (before, now):
-            return "what becomes of the rows that are there is the target's own"
+            return "it depends on the target what becomes of the rows that are there"
         return (
             "the target keeps what is there, perhaps with a key that the new rows don't meet: "
             "rename or drop its table before"

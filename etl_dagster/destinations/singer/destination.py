@@ -46,7 +46,7 @@ class SingerDestination:
     again, and a record replaces the row with its key.
 
     Args:
-        stop_grace_s: how long, after a stop, for what the target still writes.
+        stop_grace_s: how long the target may still write after a stop, in seconds.
         settings: as in `SingerDestinationConfig`.
     """
 
@@ -82,7 +82,7 @@ class SingerDestination:
         self._made: Stretcher | None = None
         self._copies: dict[TableId, tuple[str, int]] = {}
         self._newest: dict[TableId, int] = {}
-        #: Where the changes of each table's copy begin that was completed here.
+        #: Where the stream of each table begins whose copy this object has completed.
         self._replay_points: dict[TableId, Lsn] = {}
         self._store: DestinationStore | None = None
 
@@ -92,7 +92,7 @@ class SingerDestination:
         return self._config.place
 
     def startup(self, store: DestinationStore) -> None:
-        """Look for the program.
+        """Find the program.
 
         Raises:
             DestinationError: it isn't there, or its settings are wrong.
@@ -101,7 +101,7 @@ class SingerDestination:
         self._target.look()
 
     def check(self) -> str:
-        """Look for the program and ask it what it is (`--about`); it isn't given any settings.
+        """Find the program and call it with `--about`, without any settings.
 
         Raises:
             DestinationError: it isn't there, or its settings are wrong.
@@ -140,7 +140,7 @@ class SingerDestination:
     # -- copies --------------------------------------------------------------------------------
 
     def drop_table_for_copy(self, schema: TableSchema) -> None:
-        """Nothing goes yet: the end of the copy has the target remove what it doesn't have."""
+        """Nothing is removed yet: at the end of the copy, the target removes rows that it lacks."""
         self._stretcher.forget(schema.id)
         with self._lock:
             self._copies.pop(schema.id, None)
@@ -149,7 +149,7 @@ class SingerDestination:
         """Send a chunk as its rows come, or have the target remove all that is older."""
         stretch = self._stretcher.stretch(schema)
         version = self._version_of_copy(schema, rows)
-        self._tell_names(stretch)
+        self._allow_names(stretch)
         alone = stretch.stream in self._lane.suspects
         bookmark: dict[str, Any] = {"copy": rows.copy_id, "version": version}
         with self._lane.writing({stretch.stream: stretch.header}, alone=alone) as session:
@@ -176,10 +176,10 @@ class SingerDestination:
         return durable
 
     def _version_of_copy(self, schema: TableSchema, rows: TableRows) -> int:
-        """What its rows have, whichever process sends them: where the copy's changes begin.
+        """The version of its rows, whichever process sends them: the LSN where its stream begins.
 
-        That is larger for each copy, and than all changes before. Where it isn't told, the copies
-        of this object are counted.
+        That is larger for each copy, and larger than those of all changes before. If it isn't
+        known, the version is one more than the newest that this object has sent.
         """
         with self._lock:
             copy_id, version = self._copies.get(schema.id, ("", 0))
@@ -209,8 +209,8 @@ class SingerDestination:
         may write what came under the first one last.
 
         Raises:
-            TableWriteFailed: nothing was sent; or, where the target has failed before, it takes
-                the other tables' changes, and perhaps has.
+            TableWriteFailed: nothing was sent; or, after the target has failed before, it refuses
+                this table's changes and takes those of the others, which it may have written.
             TargetFailed: the target has ended; it may have some of the changes.
         """
         tables = {
@@ -245,7 +245,7 @@ class SingerDestination:
         alone: bool = False,
     ) -> Future[None]:
         for stretch in stretches:
-            self._tell_names(stretch)
+            self._allow_names(stretch)
         headers = {stretch.stream: stretch.header for stretch in stretches}
         with self._lane.writing(headers, alone=alone) as session:
             for stretch in stretches:
@@ -257,11 +257,11 @@ class SingerDestination:
     def _write_one_by_one(
         self, tables: Mapping[TableId, list[Stretch]], bookmarks: Mapping[TableId, dict[str, Any]]
     ) -> None:
-        """After a failure: each table alone, to find the one that the target refuses.
+        """After a failure: write each table alone, to find the one that the target refuses.
 
         Raises:
-            TableWriteFailed: it ended over that table's records twice, and not without them.
-            TargetFailed: it ends whatever it is given.
+            TableWriteFailed: it failed twice with that table's records, and not without them.
+            TargetFailed: it fails whatever it is given.
         """
         failures: dict[TableId, TargetFailed] = {}
         for table_id, stretches in tables.items():
@@ -293,7 +293,7 @@ class SingerDestination:
         for stretch in stretches:
             self._write([stretch], {stretch.stream: bookmark}, alone=True).result()
 
-    def _tell_names(self, stretch: Stretch) -> None:
+    def _allow_names(self, stretch: Stretch) -> None:
         schema = stretch.schema
         self._target.names |= {stretch.stream, schema.schema_name, schema.table_name}
         self._target.names |= set(schema.column_names)

@@ -1,4 +1,4 @@
-"""Records of a log (mode append): each change is one, with what says which change it is."""
+"""Records of a log (mode append): one for each change, with the properties that identify it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LogRows:
 
 
 def entries_of(changes: TableChanges) -> LogRows:
-    """An entry for each change. A value that Postgres didn't send is null, and named."""
+    """An entry for each change. Values that Postgres didn't send are null, and named in it."""
     key = changes.schema.key_columns
     odd: Mapping[str, OddCells]
     if key:
@@ -72,7 +72,7 @@ def truncated(event: TruncateEvent) -> LogRows:
 
 
 def of_copy(schema: TableSchema, replay_from: int, copied_at_us: int) -> More:
-    """What rows of a copy have: they stand right before the first change that isn't in it."""
+    """The properties of a copy's rows; their place is before the first change not in it."""
     if schema.mode != "append":
         return {}
     more = {

@@ -1,4 +1,4 @@
-"""What may become of a target."""
+"""The ways in which a target fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TargetFailed(DestinationError):
 
 
 class TargetStalled(TargetFailed):
-    """The target did nothing for this long that it was ended."""
+    """The target did nothing for too long, and was ended."""
 
     solution = (
         "Find out what the target waits for, such as a lock. If it needs longer for one load, "
@@ -30,7 +30,7 @@ class TargetStalled(TargetFailed):
 
 
 class TargetKeptNothing(TargetFailed):
-    """The target ended well, but never said that it has written what it was given."""
+    """The target ended without an error, but never confirmed what it was given."""
 
     solution = (
         "A target must write the last STATE back to its stdout before it ends. Check its settings, "

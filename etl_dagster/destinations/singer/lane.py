@@ -35,21 +35,21 @@ class TargetLane:
         self._changed = threading.Condition()
         self._session: TargetSession | None = None
         self._thread: threading.Thread | None = None
-        #: Whether a caller waits for a run, and whether it wants to be alone in it.
+        #: None while no caller waits for a run; else whether it wants to be alone in it.
         self._wanted: bool | None = None
         #: Counts starts that failed.
         self._failures = 0
         self._failure: EtlError | None = None
         self._is_stopping = False
         self._is_closed = False
-        #: Streams of runs that failed: each is written alone until that has worked.
+        #: Streams of runs that failed: each is written alone until that has succeeded.
         self.suspects: set[str] = set()
 
     @contextlib.contextmanager
     def writing(
         self, headers: Mapping[str, bytes], *, alone: bool = False
     ) -> Iterator[TargetSession]:
-        """A run that these streams may be written to, for this block; waits while there is none.
+        """A run to which these streams may be written in this block; waits while there is none.
 
         What a block sends and doesn't commit stays without a STATE.
 
@@ -80,7 +80,7 @@ class TargetLane:
                     self._want(alone)
                     self._changed.wait(_TURN_S)
                     continue
-            # Without the lock: it waits for the pipe.
+            # Without the lock: to join may wait for the pipe.
             if session.alone == alone and session.join(headers):
                 return session
             session.finish()
@@ -118,7 +118,7 @@ class TargetLane:
             with self._changed:
                 self._session, self._wanted = session, None
                 self._changed.notify_all()
-            # Told to stop while it was being started; no caller comes then.
+            # The stop came while it was being started, and no caller will join it.
             if self._is_stopping or self._is_closed:
                 session.stop()
             failure = session.serve()

@@ -21,7 +21,7 @@ from etl_dagster.values.parsed import Odd, joined
 
 _compute: Any = pc
 _NOTHING: Final = pa.scalar("", TEXT)
-#: So many lines at a time.
+#: How many lines are made at a time.
 SLICE_ROWS: Final = 20_000
 _NO_ODD: Final[Mapping[str, Odd]] = {}
 #: By property, its JSON: one text for all rows, or an array with one for each.
@@ -36,7 +36,7 @@ class Stamps:
     #: Microseconds since 1970-01-01 UTC.
     time_us: int | np.ndarray
     version: int | np.ndarray
-    #: None of what was copied.
+    #: None for rows of a copy.
     lsn: np.ndarray | None = None
     ordinal: np.ndarray | None = None
 
@@ -99,8 +99,8 @@ def _lines(
 ) -> AnyArray:
     columns = {column.name: column for column in schema.columns}
     line = _Line(rows.num_rows)
-    line.say('{"type":"RECORD","stream":')
-    line.say(f'{_text(stream)},"record":{{')
+    line.add('{"type":"RECORD","stream":')
+    line.add(f'{_text(stream)},"record":{{')
     found: dict[str, Odd] = {}
     for name, array in zip(rows.schema.names, rows.columns, strict=True):
         parsed = to_json(columns[name], array, spelling)
@@ -109,9 +109,9 @@ def _lines(
             if name in schema.key_columns and schema.mode != "append":
                 raise _odd_key(schema, name)
             found[name] = here
-        line.say(f"{_text(name)}:")
+        line.add(f"{_text(name)}:")
         line.add(or_null(parsed.array))
-        line.say(",")
+        line.add(",")
     time = stamps.time_us
     moment: str | AnyArray
     if isinstance(time, np.ndarray):
@@ -119,28 +119,28 @@ def _lines(
     else:
         moment = str(moments_as_json(np.array([time]))[0].as_py())
     for name, values in more.items():
-        line.say(f"{_text(name)}:")
+        line.add(f"{_text(name)}:")
         line.add(values)
-        line.say(",")
-    line.say('"_sdc_extracted_at":')
+        line.add(",")
+    line.add('"_sdc_extracted_at":')
     line.add(moment)
-    line.say(',"_sdc_deleted_at":')
+    line.add(',"_sdc_deleted_at":')
     line.add(moment if deleted else "null")
-    line.say(',"_sdc_sequence":')
+    line.add(',"_sdc_sequence":')
     line.add(_numbers(stamps.lsn, "0"))
-    line.say(',"_sdc_table_version":')
+    line.add(',"_sdc_table_version":')
     line.add(_numbers(stamps.version, "null"))
-    line.say(',"_sdc_lsn":')
+    line.add(',"_sdc_lsn":')
     line.add(_numbers(stamps.lsn, "null"))
-    line.say(',"_sdc_ordinal":')
+    line.add(',"_sdc_ordinal":')
     line.add(_numbers(stamps.ordinal, "null"))
-    line.say(',"_sdc_odd_values":')
+    line.add(',"_sdc_odd_values":')
     line.add(_odd_texts(found, rows.num_rows) if found else "null")
-    line.say('},"version":')
+    line.add('},"version":')
     line.add(_numbers(stamps.version, "null"))
-    line.say(',"time_extracted":')
+    line.add(',"time_extracted":')
     line.add(moment)
-    line.say("}\n")
+    line.add("}\n")
     return line.joined()
 
 
@@ -151,9 +151,6 @@ class _Line:
         self._count = count
         self._parts: list[Any] = []
         self._constant = ""
-
-    def say(self, text: str) -> None:
-        self._constant += text
 
     def add(self, part: str | AnyArray) -> None:
         if isinstance(part, str):
@@ -191,7 +188,7 @@ def moments_as_json(time_us: np.ndarray) -> AnyArray:
 
 
 def _odd_texts(odd: Mapping[str, Odd], count: int) -> AnyArray:
-    """Of each row with odd values a JSON string: an object of their texts by column."""
+    """For each row with odd values a JSON string of an object: their texts by column."""
     by_row: dict[int, dict[str, str]] = {}
     for name, each in odd.items():
         texts: Sequence[Any] = each.texts.to_pylist()

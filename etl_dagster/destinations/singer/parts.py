@@ -59,7 +59,7 @@ class Stamped:
 
 
 def by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
-    """The rows by the columns whose value was not sent."""
+    """Group the rows by the columns whose values were not sent."""
     if not found.unknown:
         yield frozenset(), np.arange(len(found.rows))
         return
@@ -75,7 +75,7 @@ def by_missing(found: Collapsed) -> Iterator[tuple[frozenset[str], np.ndarray]]:
 
 
 def odd_of(cells: Mapping[str, OddCells]) -> dict[str, Odd]:
-    """What is odd in some rows, in their order."""
+    """The odd values of some rows, in the order of the rows."""
     found = {}
     for name, each in cells.items():
         order = np.argsort(each.rows, kind="stable")

@@ -14,10 +14,10 @@ from typing import Final
 
 from etl_dagster.destinations.singer.failures import TargetMissing
 
-#: How often a wait for the pipe looks whether it is to end.
+#: How often a wait for the pipe checks whether it should end.
 _TURN_MS: Final = 200
-#: Has the kernel kill the target when we are killed. What it still had in its memory would else be
-#: written after what the next process sends.
+#: Has the kernel kill the target when we are killed. Otherwise it would still write what it has in
+#: its memory, after what the next process sends.
 _LAUNCH: Final = """
 import os, sys
 if sys.platform == "linux":
@@ -30,14 +30,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 _READ_BYTES: Final = 1 << 16
 #: A longer line on stdout isn't a state of ours.
 _MOST_STATE_BYTES: Final = 64 * 1024 * 1024
-#: A larger pipe than the usual one: fewer turns between us and the target.
+#: Larger than a usual pipe, so that we and the target wait less often for each other.
 _PIPE_BYTES: Final = 1 << 20
 
 
 class TargetProcess:
     """The target, reading from us. Its three pipes never block.
 
-    Made by a thread that lives as long as the process: on Linux it is killed with that thread.
+    Make it on a thread that outlives it: on Linux, the target is killed when that thread ends.
 
     Raises:
         TargetMissing: the program can't be run.
@@ -126,7 +126,7 @@ class TargetProcess:
         return self._child.wait()
 
     def close(self) -> None:
-        """Close the pipes, whose numbers may then be those of other files."""
+        """Close the pipes. Later files may get their descriptors."""
         for pipe in (self._child.stdin, self._child.stdout, self._child.stderr):
             with contextlib.suppress(OSError):
                 assert pipe is not None
@@ -134,7 +134,7 @@ class TargetProcess:
 
 
 def how_it_ended(code: int) -> str:
-    """For people."""
+    """What an exit code says, for people."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -157,7 +157,7 @@ class Lines:
 
 
 def read_pipe(pipe: int) -> bytes | None:
-    """What is there; nothing at the end; None where nothing is there yet."""
+    """What is there; empty at the end; None if nothing is there yet."""
     try:
         return os.read(pipe, _READ_BYTES)
     except BlockingIOError:

@@ -17,7 +17,7 @@ from etl_dagster.destinations.singer.process import how_it_ended
 from etl_dagster.destinations.singer.stderr import Tail, secrets_in
 from etl_dagster.errors import DestinationError
 
-#: Of a command that says something of the target, or of its settings.
+#: How long a command may take that reports about the target, or its settings.
 _COMMAND_S: Final = 60.0
 
 
@@ -32,7 +32,7 @@ class Program:
     settings: Mapping[str, Any]
     env: Mapping[str, str]
     folder: Path | None = None
-    #: Of its environment, what no message may hold.
+    #: What no message may hold, of its environment.
     env_secrets: frozenset[str] = frozenset()
 
     @property
@@ -43,7 +43,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a target says of itself."""
+    """What a target reports about itself."""
 
     version: str = ""
     capabilities: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ def find_program(config: SingerDestinationConfig) -> Program:
     """
     given = {name: value.get_secret_value() for name, value in config.env.items()}
     env, secrets = dict(os.environ) | given, frozenset(given.values())
-    # Timestamps with a zone are told in UTC; libpq would else have them in the machine's.
+    # Timestamps with a zone are sent in UTC; libpq would otherwise take the machine's zone.
     env.setdefault("PGTZ", "UTC")
     settings = _settings_of_file(config.config_file)
     own = {name: plain(value) for name, value in config.config.items()}
@@ -122,7 +122,7 @@ def _loader(
     meltano = shutil.which("meltano", path=env.get("PATH"))
     if meltano is None:
         raise TargetMissing(
-            "meltano is not on PATH, and knows the loader's settings",
+            "meltano, which knows the loader's settings, is not on PATH",
             solution="Install it, or give the target's own path and settings without "
             "destination.project.",
         )
@@ -135,7 +135,7 @@ def _loader(
         tail = Tail(secrets)
         tail.feed(done.stderr)
         raise DestinationError(
-            f"meltano invoke --dump=config {name} {how_it_ended(done.returncode)}; it said:\n"
+            f"meltano invoke --dump=config {name} {how_it_ended(done.returncode)}; it printed:\n"
             f"{tail.text()}",
             solution=f"In {folder}, run `meltano install loader {name}` and the command itself.",
         )
@@ -145,7 +145,7 @@ def _loader(
         settings = None
     if not isinstance(settings, dict):
         raise DestinationError(
-            f"meltano invoke --dump=config {name} printed something else than an object",
+            f"meltano invoke --dump=config {name} did not print a JSON object",
             solution=f"Run it in {folder}.",
         )
     return _loader_path(name, folder, env), settings
@@ -189,11 +189,11 @@ def _loader_path(name: str, folder: Path, env: Mapping[str, str]) -> str:
     )
 
 
-# -- what it says of itself ----------------------------------------------------------------------
+# -- what it reports about itself ----------------------------------------------------------------
 
 
 def about(program: Program) -> About | None:
-    """What `--about` says; None where the target doesn't know that."""
+    """What `--about` says; None if the target doesn't support that."""
     try:
         done = _run([program.path, "--about", "--format=json"], program.env, program.folder)
         said = json.loads(done.stdout) if done.returncode == 0 else None

@@ -29,11 +29,11 @@ from etl_dagster.destinations.singer.stderr import Tail
 
 _log = logging.getLogger(__name__)
 
-#: So long, a run waits for its first writer.
+#: How long a run waits for its first writer.
 _UNUSED_S: Final = 5.0
-#: After the target's end, for what it has started and what holds its pipes.
+#: How long to wait, after the target's end, for its own processes that hold its pipes.
 _GRACE_S: Final = 1.0
-#: After a stop, for what the target still writes.
+#: How long the target may still write after a stop.
 STOP_GRACE_S: Final = 10.0
 
 
@@ -69,7 +69,7 @@ class TargetSession:
         self._stalled_after_s = stalled_after_s
         self._on_stderr = on_stderr
         self._states = States()
-        #: Taken for the writing of whole lines, and never for anything that waits otherwise.
+        #: Held while whole lines are written, and never while waiting for anything else.
         self._pipe = threading.Lock()
         self._state = threading.Lock()
         self._headers: dict[str, bytes] = {}
@@ -78,10 +78,10 @@ class TargetSession:
         self._input_ended = False
         self._is_stopping = False
         self._stop_at: float | None = None
-        self._last_write = self._last_sign = time.monotonic()
+        self._last_write = self._last_activity = time.monotonic()
         #: Whether a writer waits for the target to read.
         self._is_blocked = False
-        #: What of the last STATE is still to be written, once the input is to end.
+        #: The part of the last STATE that is still to be written before the input ends.
         self._last_line: memoryview | None = None
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
@@ -92,7 +92,7 @@ class TargetSession:
 
     @property
     def streams(self) -> frozenset[str]:
-        """Those that it was told of."""
+        """The streams that were written in this run."""
         with self._state:
             return frozenset(self._headers)
 
@@ -135,11 +135,11 @@ class TargetSession:
     def _send(self, data: bytes | memoryview) -> None:
         self._require_running()
         try:
-            self._process.write(data, self._wait_for_room, self._sign)
+            self._process.write(data, self._wait_for_room, self._note_activity)
         except TargetFailed:
             raise
         except OSError:
-            # Its end, and why, is found by `serve`.
+            # `serve` finds out why it has ended.
             raise self._wait_for_failure() from None
         except BaseException:
             # Half a line may be in the pipe, and nothing may follow it.
@@ -181,7 +181,7 @@ class TargetSession:
     def finish(self) -> None:
         """Have the target end as soon as nothing is being written to it.
 
-        One that nothing was written to yet stays, for its writer is about to come.
+        If nothing has been written yet, it stays: its first writer is about to come.
         """
         with self._state:
             if self._begun:
@@ -202,7 +202,7 @@ class TargetSession:
     def _wait_for_room(self) -> None:
         """The pipe is full: the target is expected to read."""
         if not self._is_blocked:
-            self._is_blocked, self._last_sign = True, time.monotonic()
+            self._is_blocked, self._last_activity = True, time.monotonic()
         self._require_running()
 
     def _wait_for_failure(self) -> TargetFailed:
@@ -224,9 +224,9 @@ class TargetSession:
         self._wake()
         return found
 
-    def _sign(self) -> None:
+    def _note_activity(self) -> None:
         """The target has done something."""
-        self._is_blocked, self._last_sign = False, time.monotonic()
+        self._is_blocked, self._last_activity = False, time.monotonic()
 
     def _wake(self) -> None:
         with self._state:
@@ -237,12 +237,12 @@ class TargetSession:
     # -- the run ---------------------------------------------------------------------------------
 
     def serve(self) -> TargetFailed | None:
-        """Read what the target writes until it has ended; why what was pending isn't durable."""
+        """Read what the target writes until it has ended; returns why, if it failed."""
         try:
             self._listen()
         except Exception as error:
-            _log.debug("listening to %s failed", self._name, exc_info=True)
-            self._fail(TargetFailed(f"{self._name} can't be listened to: {type(error).__name__}"))
+            _log.debug("reading the output of %s failed", self._name, exc_info=True)
+            self._fail(TargetFailed(f"{self._name}'s output can't be read: {type(error).__name__}"))
             self._process.kill()
         return self._ended()
 
@@ -263,7 +263,7 @@ class TargetSession:
                     if not data:
                         selector.unregister(key.fd)
                         continue
-                    self._sign()
+                    self._note_activity()
                     if key.fd == process.stdout:
                         for text in answers.feed(data):
                             self._answered(text)
@@ -299,24 +299,24 @@ class TargetSession:
             if not self._begun:
                 is_due = quiet_s > _UNUSED_S
             else:
-                # With a pause to wait for, what has answered stays for the next write.
+                # One that is kept running and has confirmed everything waits for the next write.
                 is_due = quiet_s >= self._flush_after_s
                 is_due = is_due and (self._states.are_pending or not self._flush_after_s)
             if not (is_due or self._is_stopping):
                 return
             self._input_ended = True
             self._last_line = memoryview(self._states.line() if self._states.are_pending else b"")
-        self._sign()
+        self._note_activity()
         self._write_last_line()
 
     def _write_last_line(self) -> bool:
-        """Write the last STATE as far as the target reads, then end the input; whether it waits."""
+        """Write the last STATE as far as the target reads; returns whether some is left."""
         if self._last_line is None:
             return False
         try:
             while self._last_line:
                 self._last_line = self._last_line[os.write(self._process.stdin, self._last_line) :]
-                self._sign()
+                self._note_activity()
         except BlockingIOError:
             return True
         except OSError:
@@ -326,13 +326,13 @@ class TargetSession:
         return False
 
     def _kill_when_due(self) -> bool:
-        """End the target where it does nothing, or can't be waited for; whether that was so."""
+        """Kill the target if it has failed, does nothing or is too late; returns whether it was."""
         now = time.monotonic()
         with self._state:
             failure = self._failure
             is_busy = self._is_blocked or self._input_ended
             is_late = self._stop_at is not None and now > self._stop_at
-        if failure is None and is_busy and now - self._last_sign > self._stalled_after_s:
+        if failure is None and is_busy and now - self._last_activity > self._stalled_after_s:
             said = self._said()
             failure = self._fail(
                 TargetStalled(
@@ -356,7 +356,7 @@ class TargetSession:
             durable.set_result(None)
 
     def _ended(self) -> TargetFailed | None:
-        """Fail what was not written back, and let go of everything."""
+        """Fail the writes that were not confirmed, and close everything."""
         code = self._process.wait()
         with self._state:
             is_early, self._input_ended = not self._input_ended, True

@@ -47,7 +47,7 @@ class States:
         """A write whose records were all sent: by stream, our position in it.
 
         Returns:
-            What is to be completed once `written_back` gives it.
+            A future to complete once `written_back` returns it.
         """
         self._number += 1
         mine = {"run": self._run, "number": self._number}
@@ -64,7 +64,7 @@ class States:
     def written_back(self, text: bytes) -> list[Future[None]]:
         """The writes that a line of stdout says are durable.
 
-        What isn't a state, or one of another run, means nothing.
+        A line that isn't a state, or is one of another run, is ignored.
         """
         try:
             bookmarks = json.loads(text)["bookmarks"]

@@ -1,4 +1,4 @@
-"""The last lines of what a target said on stderr, fit to be shown.
+"""The last lines of a target's stderr, without what must not be shown.
 
 A traceback may hold a row, and a driver's message a password. So what is shown of a line is its
 words: texts in quotes stay where they are names that the target was told (streams, columns), and
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 _MOST_LINES: Final = 12
 _MOST_CHARACTERS: Final = 300
-#: Longer lines are read no further.
+#: Longer lines are cut here before they are read.
 _MOST_BYTES: Final = 8192
 _CUT: Final = "…"
 _URL_SECRET: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
@@ -22,7 +22,7 @@ _OBJECT: Final = re.compile(r"[{\[].*[}\]]|[{\[].*$")
 _PAIR: Final = re.compile(r"(\([^()]*\)\s*=\s*)\(.*?\)(?=\s|$)")
 _QUOTED: Final = re.compile(r"\"([^\"]*)\"|'([^']*)'|`([^`]*)`")
 _OPEN_QUOTE: Final = re.compile(r"(?<!\w)[\"'`].*$")
-#: Of four digits or more; a port stays.
+#: Numbers of four digits or more; a port stays.
 _NUMBER: Final = re.compile(r"(?<![\w.])(?<!\w:(?=\d{4,5}\b))-?\d[\d.,:eE+T-]{3,}\w*")
 _PLACE: Final = re.compile(r'File "(?P<path>[^"]*)", line (?P<line>\d+)(, in (?P<where>\S+))?')
 _SECRET_KEY: Final = re.compile(
@@ -45,7 +45,7 @@ class Tail:
         self._names: set[str] = set()
 
     def know(self, names: Collection[str]) -> None:
-        """These may stand in quotes."""
+        """Show these names where they stand in quotes."""
         self._names |= set(names)
 
     def feed(self, data: bytes) -> None:
@@ -67,7 +67,7 @@ class Tail:
         return "\n".join(self._lines)
 
     def shown(self, text: str) -> str:
-        """What of a line is shown."""
+        """The part of a line that may be shown."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         text = _URL_SECRET.sub("***", "".join(c if c.isprintable() else " " for c in text))

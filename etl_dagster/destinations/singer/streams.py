@@ -84,7 +84,7 @@ def schema_message(stream: str, schema: TableSchema, spelling: Spelling) -> byte
         if name.lower() in METADATA:
             raise TableWriteFailed(
                 schema.id,
-                f"{schema.name} has a column {name}, which every record has besides its columns",
+                f"{schema.name} has a column {name}, a name that is added to every record",
                 solution="Leave the column out of the publication, or rename it; then retry the "
                 "table.",
             )
@@ -118,7 +118,7 @@ def _property(form: Form, spelling: Spelling) -> dict[str, Any]:
         item = form.parts[0] if form.parts else None
         if item is None or item.parts or pa.types.is_list(arrow.value_type):
             return {"type": "array"}
-        # What an item may be beyond its JSON type, targets read differently.
+        # Targets disagree about anything that says more of an item than its JSON type.
         kind = "string" if item.spelling == "digits" else _property(item, spelling)["type"]
         return (
             {"type": "array", "items": {"type": ["null", kind]}}

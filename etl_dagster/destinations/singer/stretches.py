@@ -1,4 +1,4 @@
-"""What a table's part of a batch is to a target: stretches of records under one schema each."""
+"""Turns a table's part of a batch into stretches of records, each under one schema."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableId, TableSchema
 from etl_dagster.values.parsed import Odd
 
-#: Between the commits of two transactions lie more bytes than this.
+#: More truncates of one transaction share a version. Commits are more bytes apart than this.
 _MOST_TRUNCATES: Final = 30
 
 
 @dataclass
 class Stretch:
-    """Records of one table under one schema, after its rows were emptied, perhaps."""
+    """Records of one table under one schema; its old rows are perhaps removed first."""
 
     schema: TableSchema
     stream: str
     #: The SCHEMA line.
     header: bytes
-    #: ACTIVATE_VERSION: what has a smaller version goes.
+    #: ACTIVATE_VERSION removes rows with a smaller version; None: it isn't sent.
     version: int | None = None
     parts: list[RecordRows] = field(default_factory=list)
 
@@ -65,9 +65,10 @@ def activate_version(stream: str, version: int) -> bytes:
 
 
 class Truncates:
-    """How often a transaction has emptied a table: a row's version says after which time it came.
+    """Counts how often a transaction has emptied a table, for the versions of rows.
 
-    A version is the LSN of the commit record, plus the truncates of the same transaction before.
+    A version is the LSN of the commit record, plus the number of truncates before the row in its
+    transaction.
     """
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class Truncates:
         self._lock = threading.Lock()
 
     def version(self, table_id: TableId, position: Position) -> int:
-        """Of a truncate: rows with a smaller one were there before."""
+        """The version of a truncate: rows with a smaller one were there before it."""
         lsn = position.commit_lsn.offset
         with self._lock:
             known, ordinals = self._seen.get(table_id, (0, set()))
@@ -86,7 +87,7 @@ class Truncates:
             return lsn + min(len(ordinals), _MOST_TRUNCATES)
 
     def versions(self, changes: TableChanges) -> np.ndarray:
-        """int64: of each change that of its row."""
+        """For each change the version of its row, int64."""
         versions = changes.commit_lsns.astype(np.int64)
         with self._lock:
             lsn, ordinals = self._seen.get(changes.schema.id, (0, set()))
@@ -125,12 +126,12 @@ class Stretcher:
         self._removes = removes
         self._truncates = Truncates()
         self._headers: dict[TableId, tuple[TableSchema, bytes]] = {}
-        #: Which table a stream is of.
+        #: By stream, the ID and the name of its table.
         self._owners: dict[str, tuple[TableId, str]] = {}
         self._lock = threading.Lock()
 
     def stretch(self, schema: TableSchema) -> Stretch:
-        """One without records yet.
+        """A stretch without records yet.
 
         Raises:
             TableWriteFailed: another table has the same stream, or the table can't be one.
@@ -160,11 +161,11 @@ class Stretcher:
                 del self._owners[stream]
 
     def stretches(self, steps: Sequence[TableStep]) -> list[Stretch]:
-        """The steps in order. Where the table is emptied, what came before isn't sent.
+        """The steps in order. What came before the table was emptied isn't sent.
 
         Raises:
             RowsOutdated: only a new copy brings the rows up to date.
-            TableWriteFailed: something in them can't be done at a target.
+            TableWriteFailed: a target can't do something in them.
         """
         made: list[Stretch] = []
         for step in steps:
@@ -213,7 +214,7 @@ class Stretcher:
                     why = f"{column.name} was added to {name} with a value for the rows there"
                 case _:
                     continue
-            raise RowsOutdated(step.schema.id, f"{why}, which {self._target} has no message for")
+            raise RowsOutdated(step.schema.id, f"{why}; Singer has no message for that")
         if step.previous.key_columns != step.schema.key_columns:
             raise RowsOutdated(step.schema.id, f"{name} has another key now")
 
@@ -258,7 +259,7 @@ class Stretcher:
         return parts + self._known(schema, found, stamped)
 
     def _require_marks(self, schema: TableSchema) -> None:
-        """A row that is gone can stay as it was, marked.
+        """Check that a deleted row can stay as it was, with a mark.
 
         Raises:
             TableWriteFailed: it can't.
@@ -281,7 +282,7 @@ class Stretcher:
             )
 
     def _marked(self, changes: TableChanges, stamped: Stamped) -> list[RecordRows]:
-        """The last row of each key, marked where it is gone then."""
+        """The last row of each key, marked if it is deleted by then."""
         schema = changes.schema
         versions = last_rows(changes, schema.key_columns)
         rows, odd = versions.rows, odd_of(versions.odd)
@@ -304,7 +305,7 @@ class Stretcher:
 
     @staticmethod
     def _over(changes: TableChanges, versions: Versions, stamped: Stamped) -> RecordRows:
-        """Rows that are gone, with all that Postgres says of them."""
+        """Deleted rows, with all values that Postgres sends of them."""
         stamps = stamped.at(versions.over_by)
         old = changes.old_rows
         if changes.schema.replica_identity != "f":
@@ -333,7 +334,7 @@ class Stretcher:
         return parts
 
     def _require_omitting(self, schema: TableSchema, found: Collapsed) -> None:
-        """The target keeps what a record leaves out, in the row with the record's key.
+        """Check that the target keeps what a record leaves out, in the row with its key.
 
         Raises:
             TableWriteFailed: it doesn't, or the row has another key there.

@@ -1,4 +1,4 @@
-"""The target as it is configured: looked for once, started for each run."""
+"""The target as it is configured: it is found once, and started for each run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SingerTarget:
         self._found: tuple[Program, About | None] | None = None
         self._settings_file: Path | None = None
         self._remove: weakref.finalize | None = None  # type: ignore[type-arg]
-        #: Names of streams and columns, which may be shown.
+        #: Names of streams and columns, which messages may show.
         self.names: set[str] = {config.target_name}
 
     def look(self) -> tuple[Program, About | None]:

@@ -145,7 +145,7 @@ def _held(
     is_held: AnyArray,
     to_text: Callable[[AnyArray], AnyArray],
 ) -> Parsed:
-    """The values that `is_held` says, as text; of the others what Postgres prints."""
+    """The values for which `is_held` is true, as text; the others as Postgres prints them."""
     is_odd = _compute.invert(is_held)
     if not _any(is_odd):
         return Parsed(to_text(array))
@@ -168,7 +168,7 @@ def _nested(array: AnyArray, writer: Callable[[Any], Any] | None) -> AnyArray:
 
 
 def or_null(texts: AnyArray) -> AnyArray:
-    """The texts with JSON's word where there is none."""
+    """The texts, with JSON's `null` in place of nulls."""
     return _compute.fill_null(texts, _NULL) if texts.null_count else texts
 
 
