@@ -133,9 +133,9 @@ def test_the_schema_of_the_ledger_is_refused_for_tables() -> None:
     reserved = table(ORDERS.columns, schema_name="_etl")
 
     assert find_clashes(DIALECT, [reserved]) == [
-        "_etl.orders is in schema _etl, which the destination has for itself"
+        "_etl.orders is in schema _etl, which the destination keeps for itself"
     ]
-    with pytest.raises(TableWriteFailed, match="has for itself"):
+    with pytest.raises(TableWriteFailed, match="keeps for itself"):
         create_table(RecordingSession(DIALECT), Target.of(DIALECT, reserved))
 
 

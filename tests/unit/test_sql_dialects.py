@@ -1,4 +1,4 @@
-"""What a dialect says to each change of a schema, and of names; as text."""
+"""What a dialect makes of each change of a schema, and of names, as text."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_columns_are_dropped_renamed_converted_and_added_in_this_order() -> None
 
 
 def test_a_type_that_is_the_same_at_the_destination_is_left_alone() -> None:
-    """A text that was a varchar(10) is of one type with it there."""
+    """There, varchar(10) and text are the same type."""
     new = table([ID, column("note", 1043, 2, type_modifier=14), OLD.columns[2]])
 
     assert evolved(DUCKDB, new) == []
@@ -140,7 +140,7 @@ def test_a_source_table_cannot_have_the_name_of_a_staging_table() -> None:
 
 
 def test_a_name_that_is_set_aside_is_no_longer_than_names_may_be() -> None:
-    """Postgres would cut it, and two tables might have one name then."""
+    """Postgres would cut it, and then two tables might have the same name."""
     assert DUCKDB.aside("x" * 63, "__old_1") == "x" * 63 + "__old_1"
     assert PLAIN.aside("orders", "__old_1") == "orders__old_1"
     assert PLAIN.aside("x" * 63, "__old_1") == "x" * 56 + "__old_1"
@@ -157,7 +157,7 @@ def test_schemas_that_are_one_to_duckdb_need_no_move() -> None:
 
 # -- the ledger --------------------------------------------------------------------------------
 
-#: As files of the first version have them; what came later is added.
+#: The ledger in files of the first version; later versions add to it.
 _LEDGER = """
     CREATE SCHEMA IF NOT EXISTS "shop"."_etl"
     CREATE TABLE IF NOT EXISTS _etl.meta (epoch UBIGINT NOT NULL)

@@ -84,7 +84,7 @@ def test_rows_are_replaced_and_deleted_ones_marked() -> None:
 
 
 def test_where_nothing_is_deleted_there_is_no_further_statement() -> None:
-    """What streams of inserts and updates cost is what they cost in a mirror."""
+    """A stream of inserts and updates costs no more than in a mirror."""
     assert len(kept("soft_delete", insert(PARTS, id=1, note="a")).texts) == 2
 
 

@@ -66,7 +66,7 @@ def mirrored(
 
 
 def test_rows_with_a_key_are_deleted_and_inserted() -> None:
-    """One statement a step, and each key once, whatever happened to it."""
+    """One statement for each step, and each key once, whatever happened to it."""
     session = mirrored(
         DUCKDB,
         insert(PARTS, id=1, note="a", text="a"),
@@ -114,7 +114,7 @@ def test_new_keys_are_looked_up_only_if_the_table_has_one_of_them(is_there: bool
 
 
 def test_a_nullable_key_is_compared_null_safely() -> None:
-    """Its column's type can't hold it. Other keys are compared so that an index can serve."""
+    """Null if its column's type can't hold it. Other keys are compared so that an index serves."""
     schema = table(
         [
             column("region", INT4, 1, key=1),

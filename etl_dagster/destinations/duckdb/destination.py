@@ -211,7 +211,7 @@ class DuckDBDestination(SqlDestination[DuckDBSession]):
         Raises:
             Superseded: a newer epoch has written.
             TableWriteFailed: one table refuses; nothing of that transaction is applied.
-            DestinationUnreachable: the file can't be had, or not be written.
+            DestinationUnreachable: the file can't be opened, or can't be written.
         """
         for part in parts(events):
             super().write_events(part)

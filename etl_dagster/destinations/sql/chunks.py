@@ -1,7 +1,7 @@
-"""Which chunks of the running copies are written, and that none is written twice.
+"""Which chunks of running copies are written, so that none is written twice.
 
-A writer of a chunk keeps it in the transaction that writes its rows. Of two writers at a time, that
-have both seen that it is missing, the database refuses one.
+A writer records its chunk in the transaction that writes the rows. If two writers at a time have
+both seen that the chunk is missing, the database refuses one of them.
 """
 
 # Statements are put together of constants only.
@@ -18,7 +18,7 @@ from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.events import ChunkId
 from etl_dagster.model.schema import TableId
 
-#: Of the names of chunks, where these are their keys.
+#: Schema of the views that are named after chunks, in a database without keys.
 SCHEMA: Final = "_etl_chunks"
 
 
@@ -38,8 +38,8 @@ class Chunks(ABC):
 
     @abstractmethod
     def keep(self, table_id: TableId, chunk: ChunkId) -> None:
-        """Remember a chunk that wasn't there; refused, at the latest by the commit, where another
-        transaction does so at the same time."""
+        """Record a chunk that wasn't there. It is refused, at the latest by the commit, if another
+        transaction records the same one at the same time."""
 
     @abstractmethod
     def held(self, table_ids: Collection[TableId]) -> set[tuple[TableId, ChunkId]]:
@@ -77,11 +77,11 @@ class ChunkRows(Chunks):
 
 
 class ChunkNames(Chunks):
-    """As names of views, for a database that has no keys: a name is created by one transaction.
+    """As names of views, for a database without keys: only one transaction can create a name.
 
-    Nor do writers of chunks change a table that others change: where a database has transactions
-    conflict that write one table, however different their rows are, this would have the end of one
-    table's copy refuse the chunks of all others.
+    Also, writers of chunks then change no table that others change. In a database where all
+    transactions that write one table conflict, even if their rows differ, the end of one table's
+    copy would refuse the chunks of all others.
     """
 
     def has(self, table_id: TableId, chunk: ChunkId) -> bool:

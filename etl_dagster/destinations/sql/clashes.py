@@ -1,4 +1,4 @@
-"""Names that differ in the source and are one to the database."""
+"""Names that differ in the source and are the same to the database."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from etl_dagster.table_name import TableName
 
 
 def folded_name(dialect: Dialect, schema: TableSchema) -> tuple[str, str]:
-    """The same for tables whose names are one to the database."""
+    """Equal for tables whose names are the same to the database."""
     return dialect.fold_table(TableName(schema.schema_name, schema.table_name))
 
 
 def find_clashes(dialect: Dialect, schemas: Iterable[TableSchema]) -> list[str]:
-    """Tables, and columns of one table, whose names are one; a sentence for each."""
+    """Tables, and columns of one table, with the same name to the database; a sentence for each."""
     found: list[str] = []
     known: dict[tuple[str, str], TableSchema] = {}
     for schema in schemas:
@@ -30,7 +30,9 @@ def find_clashes(dialect: Dialect, schemas: Iterable[TableSchema]) -> list[str]:
 
 
 def _reserved(schema: TableSchema) -> str:
-    return f"{schema.name} is in schema {schema.schema_name}, which the destination has for itself"
+    return (
+        f"{schema.name} is in schema {schema.schema_name}, which the destination keeps for itself"
+    )
 
 
 def _column_clashes(dialect: Dialect, schema: TableSchema) -> list[str]:
@@ -44,11 +46,11 @@ def _column_clashes(dialect: Dialect, schema: TableSchema) -> list[str]:
 
 
 def require_possible(dialect: Dialect, schema: TableSchema) -> None:
-    """Refuse a table that the database would take two columns of for one, or that is in a schema of
-    the destination's own.
+    """Refuse a table of which two columns would be one to the database, or that is in a schema
+    which the destination keeps for itself.
 
     Raises:
-        TableWriteFailed: with both names.
+        TableWriteFailed: its message has both names.
     """
     if schema.schema_name == dialect.reserved_schema:
         raise TableWriteFailed(
@@ -67,7 +69,7 @@ def require_possible(dialect: Dialect, schema: TableSchema) -> None:
 
 
 def same_name(dialect: Dialect, schema: TableSchema, other: TableSchema) -> TableWriteFailed:
-    """The database would take the one table for the other."""
+    """The error for two tables that would be one to the database."""
     return TableWriteFailed(
         schema.id,
         f"{other.name} and {schema.name} {dialect.are_one}",

@@ -1,4 +1,4 @@
-"""Which copies of the tables there are, and which of their chunks."""
+"""The copies of the tables, and which of their chunks are written."""
 
 # Statements are put together of constants only.
 # ruff: noqa: S608
@@ -26,7 +26,7 @@ class Copies:
         self._chunks = Chunks.of(session)
 
     def status(self, table_id: TableId, copy_id: str) -> str | None:
-        """running, repairing, complete, or None for a copy never heard of.
+        """running, repairing, complete, or None for an unknown copy.
 
         Raises:
             InvalidState: a newer copy has begun since.
@@ -58,14 +58,14 @@ class Copies:
         return {table_id for table_id, status in known.items() if status == "complete"}
 
     def begin(self, table_id: TableId, copy_id: str, status: str = "running") -> None:
-        """Remember the copy as the one that is running; a repair is one that is `repairing`."""
+        """Record the copy as the running one; a repair is a copy with the status `repairing`."""
         self.end([table_id])
         self._session.execute(
             "INSERT INTO _etl.copies VALUES ($1, $2, $3, NULL)", [table_id, copy_id, status]
         )
 
     def end(self, table_ids: Collection[TableId]) -> None:
-        """From now on refuse every copy of the tables that was heard of."""
+        """From now on refuse every known copy of the tables."""
         self._session.execute(
             f"UPDATE _etl.copies SET status = 'ended' WHERE table_id {AMONG}", [list(table_ids)]
         )
@@ -81,11 +81,11 @@ class Copies:
         self._chunks.forget([table_id])
 
     def standing(self, table_ids: Collection[TableId]) -> tuple[dict[TableId, Lsn], set[TableId]]:
-        """How the tables' changes are to be taken.
+        """Which changes of the tables count.
 
         Returns:
-            Of each complete copy, where the changes begin that are not in it; and the tables that
-            are under repair.
+            For each table with a complete copy, the LSN from which changes are not in it; and the
+            tables that are under repair.
         """
         rows = self._session.fetch(
             "SELECT table_id, status, replay_lsn FROM _etl.copies "
@@ -96,7 +96,7 @@ class Copies:
         return points, {table_id for table_id, status, _ in rows if status == "repairing"}
 
     def incomplete_among(self, table_ids: Collection[TableId]) -> set[TableId]:
-        """Those of the tables of which a copy has begun, or is about to, and none is complete."""
+        """The tables with a copy that has begun, or is about to, and none that is complete."""
         rows = self._session.fetch(
             f"SELECT DISTINCT table_id, status FROM _etl.copies WHERE table_id {AMONG}",
             [list(table_ids)],

@@ -13,9 +13,9 @@ from etl_dagster.table_name import TableName
 
 
 def count_rows(session: Session) -> dict[str, int]:
-    """The number of rows that the source has now of each table, by ``schema.table``.
+    """How many rows of each table the source has now, by ``schema.table``.
 
-    Of a table of which every change is kept, the number of changes.
+    For a table that keeps every change, the number of changes.
     """
     if "tables" not in tables_there(session):
         return {}
@@ -31,7 +31,7 @@ def count_current(session: Session, name: TableName, condition: str) -> int:
 
 
 def count_odd_values(session: Session) -> dict[str, dict[str, int]]:
-    """How many values each table's columns can't hold, by ``schema.table`` and column."""
+    """How many values the columns of each table can't hold, by ``schema.table`` and column."""
     if "odd_values" not in tables_there(session):
         return {}
     counts: dict[str, dict[str, int]] = {}

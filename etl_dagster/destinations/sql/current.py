@@ -9,8 +9,8 @@ from etl_dagster.destinations.sql.session import Session
 from etl_dagster.model.modes import TableMode
 from etl_dagster.table_name import TableName
 
-#: By mode, the condition under which a row is one that the source has now. Where every change is
-#: kept, none is more than the others, and all are counted.
+#: By mode, the condition for rows that the source has now. Where every change is kept, all rows
+#: are counted.
 CURRENT: Final[Mapping[TableMode, str]] = {
     "mirror": "true",
     "soft_delete": "_etl_deleted_at IS NULL",

@@ -52,7 +52,7 @@ class SqlDestination(ABC, Generic[SessionT]):
 
     Data and positions are committed together, so every change is applied exactly once. What a
     subclass adds is where the database is: how a transaction begins and ends there, how its
-    failures are told apart, and what it does around them.
+    failures are distinguished, and what it does around them.
 
     Args:
         dialect: how the database spells names; asked without a connection, too.
@@ -92,9 +92,9 @@ class SqlDestination(ABC, Generic[SessionT]):
         Failures that concern the whole destination leave it as `DestinationError`.
 
         Args:
-            alone: for what compares and sets (an epoch, a copy), or creates something that another
-                transaction might create too: of these, from all writers to the destination, one
-                comes after the other. Chunks are written side by side.
+            alone: for a transaction that compares and sets (an epoch, a copy), or creates what
+                another one might create too. Of all writers to the destination, only one at a
+                time is in such a transaction. Chunks are written at the same time.
             more_follows: whether the next transaction is known to come soon, or known not to.
         """
 
@@ -165,13 +165,13 @@ class SqlDestination(ABC, Generic[SessionT]):
             self._write_chunk(schema, chunk, fetched)
 
     def _begin_copy(self, schema: TableSchema, copy_id: str, chunk: ChunkId | None) -> bool:
-        """Make the copy the current one; whether the chunk, or the end, is still missing."""
+        """Make the copy the current one; returns whether the chunk, or the end, is missing."""
 
         def is_missing(copies: Copies, status: str) -> bool:
             return status == "running" and not (chunk and copies.has_chunk(schema.id, chunk))
 
-        # To be alone is to wait for every batch under way, so only the first chunk does: what
-        # writes a chunk, or the end, looks again.
+        # A transaction that is alone waits for every batch under way, so only the first chunk has
+        # one. Whatever writes a chunk, or the end, looks again.
         with self._about(schema) as session:
             copies = Copies(session)
             if (status := copies.status(schema.id, copy_id)) is not None:
@@ -212,7 +212,7 @@ class SqlDestination(ABC, Generic[SessionT]):
                 try:
                     session.run(insert(target, reader))
                 except Exception:
-                    # Through the database, a failure of the source would look like one of its own.
+                    # A failure of the source would look like one of the database, which reads it.
                     fetched.raise_failure()
                     raise
             if odd:
@@ -238,7 +238,7 @@ class SqlDestination(ABC, Generic[SessionT]):
                 names.settle()
                 return
             kept.make_way(schema)
-            # Refused where a table is in the way that isn't ours.
+            # Refused if a table that isn't ours has the name.
             staging = Target.staging(session.dialect, schema)
             session.complete(staging.sql, schema)
             move_table(session, staging.name, Target.of(session.dialect, schema).name)
@@ -264,7 +264,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         Raises:
             TableWriteFailed: one table refuses; nothing is written.
         """
-        # More groups may follow, and to begin a transaction may be what takes the longest.
+        # More groups may follow, and beginning a transaction may take longer than anything else.
         with self._transaction(alone=True, more_follows=True) as session:
             WholeTables(session, self._blaming, self._is_known).write(copies)
 
@@ -276,7 +276,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         Raises:
             Superseded: a newer epoch has written.
             TableWriteFailed: one table refuses; nothing is applied.
-            DestinationUnreachable: the destination can't be had, or not be written.
+            DestinationUnreachable: the destination can't be reached, or can't be written.
         """
         with self._transaction(alone=True, more_follows=events.more_follows) as session:
             revision = self._apply(session, events)
@@ -290,7 +290,7 @@ class SqlDestination(ABC, Generic[SessionT]):
         names = TableNames(session, ledger, tables)
         copies = Copies(session)
         replay_points, repairing = copies.standing(events.tables)
-        # What a table keeps would be there twice if it came before the copy and after it.
+        # What a table keeps would be there twice, from before its copy and from after it.
         keeping = [table_id for table_id, table in tables.items() if table.mode != "mirror"]
         between = repairing | (copies.incomplete_among(keeping) if keeping else set())
         dead_rows = 0

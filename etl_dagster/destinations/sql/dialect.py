@@ -1,4 +1,4 @@
-"""What one database spells otherwise than another, and what it can't do."""
+"""How the SQL of one database differs from another's, and what it can't do."""
 
 from __future__ import annotations
 
@@ -50,28 +50,28 @@ class Dialect(ABC):
 
     #: For people, such as ``DuckDB``.
     name: ClassVar[str]
-    #: Why names may be one that differ: follows on "a and b".
+    #: Why two different names clash; follows "a and b" in a message.
     are_one: ClassVar[str] = "have the same name"
-    #: Bytes of the longest name of a table; None: as long as one likes.
+    #: Bytes of the longest name that a table can have; None: there is no limit.
     max_name_bytes: ClassVar[int | None] = None
-    #: The column of every table that tells a row from its equals.
+    #: The column of every table that distinguishes equal rows.
     row_id: ClassVar[str]
     #: Whether row IDs are int64, and a row keeps its own within the transaction: then rows are
     #: found once, and changed by that.
     changes_in_place: ClassVar[bool] = False
-    #: Where tables are that only this session sees; stands before their name.
+    #: What stands before the names of temporary tables, which only this session sees.
     temporary: ClassVar[str]
-    #: Types for whole numbers from 0 on with 64 and 32 bits.
+    #: Types for unsigned integers of 64 and 32 bits.
     uint64: ClassVar[str]
     uint32: ClassVar[str]
-    #: Whether a table can have a primary key. Without one the database doesn't refuse that the
-    #: same chunk is written twice at a time; then chunks have names, see `chunks`.
+    #: Whether a table can have a primary key. Without one the database would let two writers write
+    #: the same chunk at the same time; then chunks are names, see `chunks`.
     has_keys: ClassVar[bool] = True
     #: Whether a table that the transaction has altered may get rows and another name in it.
     renames_altered: ClassVar[bool] = True
     #: Whether tables are joined by IS NOT DISTINCT FROM as quickly as by equality.
     joins_nulls: ClassVar[bool] = False
-    #: A column that stands in a table without any, where the database has no such tables.
+    #: The only column of a table without columns, if the database has no such tables.
     only_column: ClassVar[str | None] = None
     #: The one schema of all tables that `staging` names; None: each is in that of its table.
     staging_schema: ClassVar[str | None] = None
@@ -93,25 +93,25 @@ class Dialect(ABC):
 
     @abstractmethod
     def schema(self, schema_name: str) -> str:
-        """The schema, quoted, and with its database where that needs be said."""
+        """The schema, quoted, and with its database if that is needed."""
 
     def table(self, schema_name: str, table_name: str) -> str:
         """The table in its schema, quoted."""
         return f"{self.schema(schema_name)}.{quote(table_name)}"
 
     def fold(self, name: str) -> str:
-        """Equal for names that are one to the database."""
+        """Equal for names that are the same to the database."""
         return name
 
     def fold_table(self, name: TableName) -> tuple[str, str]:
-        """Equal for tables whose names are one to the database."""
+        """Equal for tables whose names are the same to the database."""
         return self.fold(name.schema_name), self.fold(name.table_name)
 
     def aside(self, table_name: str, mark: str) -> str:
-        """A name for a table that another one took the name of.
+        """A name for a table whose name another one has taken.
 
         Args:
-            mark: what it ends in, in ASCII.
+            mark: its ending, in ASCII.
         """
         if self.max_name_bytes is None:
             return table_name + mark
@@ -120,7 +120,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def staging(self, schema_name: str, table_id: TableId) -> TableName:
-        """Where a copy in chunks is until it is complete; no table of the source is called so."""
+        """Where a copy in chunks is until it is complete; no table of the source has this name."""
 
     # -- columns and their values --------------------------------------------------------------
 
@@ -141,20 +141,20 @@ class Dialect(ABC):
         return {column.name: self.declared_type(column) for column in schema.columns}
 
     def exact(self, value: str, type_: str) -> str:
-        """SQL for a value, of which two are equal only where Postgres prints them alike."""
+        """SQL for a value; two of them are equal only if Postgres prints them alike."""
         return value
 
     def same_row(self, pairs: Sequence[tuple[str, str]]) -> str:
         """The condition under which two rows are equal in every column.
 
         Args:
-            pairs: of each column the value of either row, as `exact` makes it.
+            pairs: for each column the values of both rows, as `exact` makes them.
         """
         return " AND ".join(f"{one} IS NOT DISTINCT FROM {other}" for one, other in pairs)
 
     @abstractmethod
     def readable(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The same rows with what the database can't take from Arrow as something that it can."""
+        """The same rows, with what the database can't read from Arrow converted to what it can."""
 
     @abstractmethod
     def is_cast(self, type_: str) -> bool:
@@ -170,7 +170,7 @@ class Dialect(ABC):
         )
 
     def hides_row_id(self, names: Iterable[str]) -> bool:
-        """Whether one of the columns has the name of the row ID, so that this can't be had."""
+        """Whether one of the columns has the name of the row ID, and so hides it."""
         return self.row_id in map(self.fold, names)
 
     # -- tables --------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def move_table(self, old: TableName, new: TableName) -> list[str]:
-        """Give a table another name, or another schema; refused where one is there already."""
+        """Give a table another name, or another schema; refused if there is one already."""
 
     def change_type(self, table: str, name: str, type_: str) -> list[str]:
         """Give a column another type; values are converted where they can be."""
@@ -199,10 +199,10 @@ class Dialect(ABC):
     def alter(
         self, table: str, change: SchemaChange, types: tuple[Mapping[str, str], Mapping[str, str]]
     ) -> list[str]:
-        """What makes the change.
+        """The statements that make the change.
 
         Args:
-            types: of the columns, as declared, before and after all changes.
+            types: declared types of the columns, before and after all changes.
         """
         before, after = types
         match change:
@@ -226,7 +226,7 @@ class Dialect(ABC):
         """Add a column.
 
         Args:
-            value: of the rows that are there, as text; it is null in later ones.
+            value: the value in existing rows, as text; it is null in later ones.
         """
         added = f"ALTER TABLE {table} ADD COLUMN {quote(name)} {type_}"
         if value is None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from etl_dagster.model.events import CopiedRows
 from etl_dagster.threads import Background
 
-#: Fetched and not yet taken, at most (and one batch more).
+#: How much is fetched ahead and not yet taken, at most (and one batch more).
 _LIMIT_BYTES = 16 * 1024**2
 #: A source that fills this much in this time is quick enough to be written as it comes.
 _QUICK_BYTES, _QUICK_S = 2 * 1024**2, 0.1
@@ -97,5 +97,5 @@ class FetchAhead:
 
 
 def _size(batch: CopiedRows) -> int:
-    # Rows of nulls may have no bytes at all, and still are to be waited for.
+    # Rows of nulls may have no bytes at all, and are still to be waited for.
     return batch.nbytes + 1

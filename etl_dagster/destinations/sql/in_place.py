@@ -24,7 +24,7 @@ def change_in_place(session: Session, target: Target, collapsed: Collapsed) -> N
     are null, as in every destination. Rows without unknown values are deleted and inserted.
 
     Args:
-        target: a table whose rows can be told by their IDs, see `Dialect.changes_in_place`.
+        target: a table whose rows are found by their IDs, see `Dialect.changes_in_place`.
     """
     assert collapsed.lookup_places is not None
     rows = collapsed.rows
@@ -68,8 +68,8 @@ def _statements(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray | None]]]:
     """What one statement can change: which of `kept`, and the columns to set.
 
-    A column comes with None, or, where only some of the rows have a value for it, with a bool array
-    that is true where it stays.
+    A column comes with None, or, if only some of the rows get a value, with a bool array that is
+    true for the rows that keep theirs.
     """
     patterns = np.zeros(len(kept), np.int64)
     for mask in unknown.values():

@@ -47,10 +47,12 @@ class KeptCopies:
         self._is_known = is_known
 
     def make_way(self, schema: TableSchema) -> TableSchema | None:
-        """Make the table's name free; the table as it was before, where the copy continues with it.
+        """Make the table's name free.
 
-        What a copy would replace is dropped where it was a mirror. Any other table stays under
-        another name.
+        A mirror that the copy replaces is dropped. Any other table stays under another name.
+
+        Returns:
+            The table as it was before, if the copy continues with it.
         """
         before = None
         for other in self._ledger.in_the_way([schema]):

@@ -22,7 +22,7 @@ def enums_of(schema: TableSchema) -> list[ColumnSchema]:
 
 
 def labels_of(column: ColumnSchema | None) -> Labels:
-    """Those that the column's enum is known to have."""
+    """The labels that the column's enum is known to have."""
     enum = None if column is None else listed_enum(column)
     return () if enum is None else enum.labels
 
@@ -30,8 +30,8 @@ def labels_of(column: ColumnSchema | None) -> Labels:
 def joined(there: Labels, wanted: Labels, occurring: Sequence[str]) -> Labels:
     """The labels that a column is to have.
 
-    Those that are wanted, in their order, where none that is there would be lost; else those that
-    are there. Others that occur come last: what their place is, only the source can tell.
+    The wanted ones, in their order, if no existing one would be lost; else the existing ones.
+    Others that occur come last: only the source knows their place.
     """
     labels = wanted if set(wanted) >= set(there) else there
     more = dict.fromkeys([*wanted, *occurring])

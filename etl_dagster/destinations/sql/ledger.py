@@ -58,7 +58,7 @@ class Ledger:
     # -- tables --------------------------------------------------------------------------------
 
     def tables(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
-        """Those of the tables that are there."""
+        """The tables that the destination has, of these."""
         return self._tables(f"table_id {AMONG}", [list(table_ids)])
 
     def tables_of_batch(self, table_ids: Collection[TableId]) -> dict[TableId, TableSchema]:
@@ -73,7 +73,7 @@ class Ledger:
         return list(self._tables("true", []).values())
 
     def in_the_way(self, schemas: Sequence[TableSchema]) -> list[TableSchema]:
-        """The tables as they were before, and those whose names are one with theirs."""
+        """These tables as they are stored, and others whose names are the same to the database."""
         # The database may fold names more than `Dialect.fold` does, never less.
         found = self._tables(
             f"table_id {AMONG} OR (lower(schema_name), lower(table_name)) "
@@ -114,7 +114,7 @@ class Ledger:
         }
 
     def keep_table(self, schema: TableSchema, *, wanted_name: str | None = None) -> None:
-        """Remember the table as it is stored, and how it is called where that is another name."""
+        """Record the table as it is stored, and the name that it should have if that is another."""
         self.forget_table(schema.id)
         self._session.execute(
             "INSERT INTO _etl.tables (table_id, schema_name, table_name, snapshot_lsn, "
@@ -138,14 +138,14 @@ class Ledger:
             Quarantine(self._session).rename(schema)
 
     def wanted_name(self, table_id: TableId) -> str | None:
-        """How a table is called that is stored under another name; None for all others."""
+        """The name that a table should have, if it is stored under another; else None."""
         row = self._session.fetch_row(
             "SELECT wanted_name FROM _etl.tables WHERE table_id = $1", [table_id]
         )
         return None if row is None else row[0]
 
     def wanted_names(self) -> dict[TableId, str]:
-        """Of the tables that are stored under another name, how they are called."""
+        """For the tables that are stored under another name, the names that they should have."""
         rows = self._session.fetch(
             "SELECT table_id, wanted_name FROM _etl.tables WHERE wanted_name IS NOT NULL"
         )
@@ -194,7 +194,7 @@ class Ledger:
     # -- the changelog -------------------------------------------------------------------------
 
     def log(self, step: TableChanges | TruncateEvent) -> None:
-        """Write the changes down one by one."""
+        """Write an entry for each change."""
         if isinstance(step, TruncateEvent):
             self._session.execute(
                 "INSERT INTO _etl.changelog VALUES ($1, 'T', $2, $3)",
@@ -216,6 +216,6 @@ class Ledger:
 
 
 def columns_to_json(schema: TableSchema) -> str:
-    """As they are kept in ``_etl.tables``."""
+    """The columns as they are kept in ``_etl.tables``."""
     mark = {} if schema.mode == "mirror" else {"format": MODE_FORMAT}
     return json.dumps([column_to_json(column) | mark for column in schema.columns])

@@ -17,10 +17,10 @@ from etl_dagster.destinations.sql.session import Session
 _CREATE: Mapping[str, str] = {
     # The newest epoch that has written, in files of earlier versions.
     "meta": "(epoch {uint64} NOT NULL)",
-    # The tables that are there, and as which version of their schema. wanted_name: what a table is
-    # called that is stored under another name, because another table has its own; null for all
-    # others. has_odd_values: whether the table may have entries in odd_values, so that nothing is
-    # asked of those that have none. mode: how the table is kept; null for mirror.
+    # The tables that are there, and which version of their schema they have. wanted_name: the name
+    # that a table should have, if it is stored under another one because another table has its own;
+    # else null. has_odd_values: whether the table may have entries in odd_values; if not, they
+    # aren't queried. mode: how the table is kept; null for mirror.
     "tables": """(
         table_id BIGINT NOT NULL, schema_name VARCHAR NOT NULL, table_name VARCHAR NOT NULL,
         snapshot_lsn {uint64} NOT NULL, replica_identity VARCHAR NOT NULL, columns VARCHAR NOT NULL
@@ -38,12 +38,12 @@ _CREATE: Mapping[str, str] = {
     )""",
     # The chunks of a running copy that are in its table. The key refuses a second one at a time.
     "chunks": "(table_id BIGINT, copy_id VARCHAR, chunk_index BIGINT{key})",
-    # One row for each applied change, where that is asked for. op: I, U, D, or T for truncate.
+    # One row for each applied change, if that is configured. op: I, U, D, or T for truncate.
     "changelog": """(
         table_id BIGINT NOT NULL, op VARCHAR NOT NULL, commit_lsn {uint64} NOT NULL,
         ordinal BIGINT NOT NULL
     )""",
-    # By this the destination is told from others; a copy of it has the same.
+    # Distinguishes the destination from others; a copy of it has the same.
     "identity": "(identity VARCHAR NOT NULL)",
     # What each pipeline has written: see etl_dagster.model.identity.DestinationMark.
     "pipelines": """(
@@ -92,7 +92,7 @@ def add_columns() -> list[str]:
 
 
 def tables_there(session: Session) -> set[str]:
-    """Those of the ledger's tables that there are."""
+    """The names of the ledger's tables that exist."""
     rows = session.fetch(
         f"SELECT table_name FROM {session.dialect.tables} AS there "  # noqa: S608  (a constant)
         "WHERE schema_name = '_etl'"

@@ -1,4 +1,4 @@
-"""Who the destination is, and what each pipeline has written to it."""
+"""The destination's identity, and what each pipeline has written to it."""
 
 from __future__ import annotations
 

@@ -43,16 +43,16 @@ class TableMerge:
         self._ledger = ledger
         self._names = names
         self._mode = mode
-        #: As it is at the destination; None when it isn't there.
+        #: The table as it is at the destination; None if it isn't there.
         self._target = None if table is None else Target.of(session.dialect, table)
         self._changelog = changelog
-        #: Rows of the table that were deleted or replaced.
+        #: How many rows of the table were deleted or replaced.
         self.dead_rows = 0
         self._odd = OddValues(session)
         self._quarantine = Quarantine(session)
 
     def apply(self, steps: Sequence[TableStep]) -> None:
-        """Apply what comes after the table's position, and move that."""
+        """Apply what comes after the table's position, and advance that."""
         if not steps:
             return
         before = position = self._ledger.position(steps[0].schema.id)
@@ -127,7 +127,7 @@ class TableMerge:
     def _change(self, target: Target, changes: TableChanges, after: Position) -> None:
         target = self._make_room(target, changes)
         prepared = self._mode.prepare(changes, after)
-        # The place apart is one for rows of a mirror, found by their keys.
+        # Only rows of a mirror with a key can be in quarantine.
         collapsed = prepared if isinstance(prepared, Collapsed) else None
         may_hold = collapsed is not None and self._may_hold(changes)
         if collapsed is not None and may_hold:
@@ -143,10 +143,10 @@ class TableMerge:
         return bool(changes.schema.quarantine_columns and is_odd)
 
     def _follow_odd(self, target: Target, changes: TableChanges, prepared: Any) -> None:
-        """What the table's types can't hold is kept, and goes with its rows."""
+        """Keep what the table's types can't hold, and let it follow its rows."""
         table_id = target.schema.id
         has_entries = self._ledger.has_odd_values(table_id)
-        # Most tables never have any: then nothing is asked.
+        # Most tables never have any: then nothing is queried.
         if has_entries or changes.odd or changes.old_odd:
             has_entries = self._mode.follow_odd(
                 self._odd, target, changes, prepared, has_entries=has_entries

@@ -22,11 +22,11 @@ class TableNames:
     """Gives names to tables inside one transaction.
 
     A table is its OID. In the source a name may pass from one table to another, and two tables may
-    swap theirs; the destination hears of each table by itself, perhaps much later of one than of
+    swap theirs; the destination learns of each table by itself, perhaps much later of one than of
     the other. So the table renamed last has the name. The table that had it before is set aside
     under another name, keeps its rows and continues receiving changes, until it gets a new name or
     the old one is free again. Inside a batch, where each table is written by itself, the versions
-    of the schemas tell who was named last.
+    of the schemas tell which was named last.
 
     Args:
         tables: the tables of a batch as they are stored; kept up to date.
@@ -41,12 +41,12 @@ class TableNames:
         self._session = session
         self._ledger = ledger
         self.tables = {} if tables is None else tables
-        #: What this transaction set aside: the table as it was named.
+        #: The tables that this transaction set aside, as they were named before.
         self._set_aside: dict[TableId, TableSchema] = {}
         self._is_changed = False
 
     def stored(self, schema: TableSchema, before: TableSchema) -> TableSchema:
-        """The schema as the destination has it: under another name while the table is set aside.
+        """The schema under the name that the destination has: another one while it is set aside.
 
         Args:
             before: the table as it is stored.
@@ -60,7 +60,7 @@ class TableNames:
         """Make the table's name free for it.
 
         Raises:
-            TableWriteFailed: another table has a name that differs in case alone.
+            TableWriteFailed: another table has a name that differs only in case.
         """
         self._is_changed = True
         for other in self._ledger.in_the_way([schema]):
@@ -101,7 +101,7 @@ class TableNames:
         """Let go of a table that keeps more than the source has: it stays under another name.
 
         Args:
-            mark: what that name ends in.
+            mark: the ending of that name.
         """
         self._is_changed = True
         while self._is_taken(
@@ -115,7 +115,7 @@ class TableNames:
         return TableName(other.schema_name, name)
 
     def is_missing(self, stored: TableSchema) -> bool:
-        """Whether a table that the ledger has is not at the destination: it was dropped by hand."""
+        """Whether a table of the ledger isn't at the destination: dropped or renamed by hand."""
         return not self._is_taken(stored.schema_name, stored.table_name)
 
     def forget_missing(self, stored: TableSchema, mark: str) -> None:
@@ -124,7 +124,7 @@ class TableNames:
         It may have been renamed by hand, so the texts of its odd values stay, as after `retire`.
 
         Args:
-            mark: what the name ends in under which these texts stay.
+            mark: the ending of the name under which these texts stay.
         """
         self._is_changed = True
         self._ledger.forget_table(stored.id)
@@ -155,7 +155,7 @@ class TableNames:
             )
 
     def _give_back(self, table_id: TableId) -> None:
-        """Set aside the table that took the name, where it had that name earlier than this one."""
+        """Set aside the table that took the name, if it got that name earlier than this one."""
         stored = self._ledger.tables([table_id])[table_id]
         wanted = self._ledger.wanted_name(table_id)
         if wanted is None:
@@ -186,7 +186,7 @@ class TableNames:
             self.tables[stored.id] = stored
 
     def _is_taken(self, schema_name: str, name: str) -> bool:
-        """Whether the destination has something of that name, be it ours or not."""
+        """Whether the destination has something of that name, ours or not."""
         dialect = self._session.dialect
         found = self._session.fetch(
             f"SELECT schema_name, table_name FROM {dialect.tables} AS there"  # noqa: S608  (a constant)

@@ -1,4 +1,4 @@
-"""Gives the entries of ``_etl.odd_values`` the key that their table gets."""
+"""Gives the entries of ``_etl.odd_values`` the new key of their table."""
 
 # Values are never part of a query's text, and every identifier is quoted.
 # ruff: noqa: S608
@@ -13,16 +13,16 @@ from etl_dagster.model.schema import TableSchema
 
 
 def rekey(session: Session, target: Target, rows: str, new: TableSchema) -> None:
-    """Where the table gets another key, give its entries that of their rows.
+    """If the table gets another key, give each entry the new key of its row.
 
-    To be called before the table's columns change: the columns of both keys are there then.
+    Call it before the table's columns change, while those of both keys are there.
 
     Args:
         target: the table as it is.
         rows: all that belong to it, as SQL.
 
     Raises:
-        RowsOutdated: which row an entry belongs to isn't known under the new key.
+        RowsOutdated: the new key doesn't tell which row an entry belongs to.
     """
     old = target.schema
     before, after = [column.name for column in key_columns(old)], key_before(old, new)
@@ -70,5 +70,5 @@ def _count(session: Session, source: str, *values: object) -> int:
 def _outdated(table: TableSchema) -> RowsOutdated:
     return RowsOutdated(
         table.id,
-        "it has another key, and which rows its odd values belong to is not known under that",
+        "it has another key, which does not tell to which rows its odd values belong",
     )

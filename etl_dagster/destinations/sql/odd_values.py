@@ -123,7 +123,7 @@ class OddValues:
         has_entries: bool,
         replaced: pa.RecordBatch | None = None,
     ) -> bool:
-        """Do with the entries what the changes do with their rows.
+        """Let the entries follow what the changes do with their rows.
 
         Args:
             collapsed: what the changes amount to; None for a table without a key.
@@ -158,7 +158,7 @@ class OddValues:
         changes: TableChanges,
         types: dict[str, str],
     ) -> bool:
-        """Keep what is odd in some rows, next to all entries that are there; whether it is any."""
+        """Add entries for what is odd in some rows, keeping all others; returns whether any."""
         if odd:
             entries = OddEntries.of(rows, changes.schema.key_columns, odd, changes)
             self._insert(schema, entries, types)
@@ -216,7 +216,7 @@ class OddValues:
         )
 
     def hand_over(self, table_id: TableId, table_name: str) -> None:
-        """The table is no longer ours, and is called so: its entries stay, under no table's ID."""
+        """The table is no longer ours, and has this name: its entries stay, with no table's ID."""
         self._session.execute(
             "UPDATE _etl.odd_values SET table_id = -table_id, table_name = $1 WHERE table_id = $2",
             [table_name, table_id],
@@ -241,10 +241,10 @@ class OddValues:
         key: Sequence[str],
         types: dict[str, str],
     ) -> None:
-        """Remove the entries of keys whose rows are gone, but for values that stay.
+        """Remove the entries of keys whose rows are gone, except for values that stay.
 
-        A value that the changes don't tell stays what it is, and so does its entry, under the key
-        that the row has now.
+        A value that the changes don't have stays as it is, and so does its entry, under the row's
+        new key.
         """
         stays = _staying(collapsed, key)
         kept = f"{self._session.dialect.temporary}_etl_kept"
@@ -342,7 +342,7 @@ class OddValues:
             )
 
     def follow_columns(self, old: TableSchema, new: TableSchema) -> None:
-        """Entries of a column that is dropped go with it; those of one that is renamed stay its."""
+        """Remove the entries of a dropped column; let those of a renamed one follow it."""
         for change in schema_changes(old, new):
             match change:
                 case DropColumn(column):
@@ -393,7 +393,7 @@ class OddValues:
 
         Args:
             copies: each table with the position that it has after its copy.
-            forgets: whether the entries go that there were before.
+            forgets: whether the entries from before are removed.
 
         Returns:
             The tables that have any.

@@ -32,7 +32,7 @@ from etl_dagster.table_name import TableName
 
 SCHEMA = "_etl_quarantine"
 
-#: Of the entries, those that keep a row apart; its values are the table's ID and its columns.
+#: Condition for entries that keep a row apart; its values are the table's ID and its columns.
 _HELD = "table_id = $1 AND column_name IN (SELECT unnest($2::VARCHAR[]))"
 
 
@@ -45,8 +45,8 @@ class Quarantine:
     # -- the stream ----------------------------------------------------------------------------
 
     def make_room(self, schema: TableSchema) -> None:
-        """The types of the table's columns have got room for more values, see `Session.make_room`;
-        so do those of the twin."""
+        """Make the types of the twin's columns hold what those of the table hold now, see
+        `Session.make_room`."""
         if schema.quarantine_columns and (twin := self._twin(schema.id)) is not None:
             self._session.make_room_as(twin, self._table(schema), schema)
 
@@ -65,7 +65,7 @@ class Quarantine:
         return self._move_keys(schema, twin, self._table(schema), keys)
 
     def hold(self, schema: TableSchema, collapsed: Collapsed) -> int:
-        """After changes were applied, put those of their rows into the twin that have to be there.
+        """After changes were applied, move those of their rows that belong there into the twin.
 
         Args:
             collapsed: what the changes amount to; the entries have followed it.
@@ -81,7 +81,7 @@ class Quarantine:
                 is_odd[collapsed.odd[name].rows] = True
             if name in collapsed.unknown:
                 is_unknown |= collapsed.unknown[name]
-        # What the changes don't tell stays odd where it was.
+        # A value that the changes don't have stays odd if it was.
         unsure = np.flatnonzero(is_unknown & ~is_odd)
         if len(unsure):
             is_odd[unsure[self._with_entries(schema, keys.take(unsure))]] = True
@@ -120,7 +120,7 @@ class Quarantine:
         return f"(SELECT {columns} FROM {table} UNION ALL SELECT {columns} FROM {twin})"
 
     def hold_all(self, schema: TableSchema) -> None:
-        """Put every row of the table into the twin that has to be there; after a copy."""
+        """Move every row of the table that belongs there into the twin; after a copy."""
         if not (schema.quarantine_columns and schema.key_columns):
             return
         values = _values(schema)
@@ -128,9 +128,9 @@ class Quarantine:
             self._move_held(schema, self._table(schema), self._make_twin(schema), is_held=True)
 
     def evolve(self, old: TableSchema, new: TableSchema, *, has_entries: bool) -> None:
-        """Follow a change of the table's name, its columns, or what is done with these.
+        """Follow a change of the table's name, its columns, or their quarantine.
 
-        To be called after the table and the entries of its odd values have followed it.
+        Call it after the table and the entries of its odd values have followed the change.
 
         Args:
             has_entries: whether there may be any entries.
@@ -143,7 +143,7 @@ class Quarantine:
             evolve(self._session, before, _twin_schema(new))
             self._keep_name(new)
             if has_entries:
-                # Of a column that was dropped, the entries are gone.
+                # The entries of a dropped column are gone.
                 self._move_held(new, self._make_twin(new), self._table(new), is_held=False)
             if not new.quarantine_columns:
                 self.drop(new.id)
@@ -158,7 +158,7 @@ class Quarantine:
             self._keep_name(schema)
 
     def drop(self, table_id: TableId) -> None:
-        """Drop the twin with its rows; the table is dropped, too, or copied again."""
+        """Drop the twin with its rows: the table is dropped, too, or copied again."""
         twin = self._twin(table_id)
         if twin is not None:
             # It may have been dropped by hand; a new copy, which drops it first, makes another.
@@ -190,7 +190,7 @@ class Quarantine:
                 "INSERT INTO _etl.quarantines VALUES ($1, $2)", [schema.id, schema.name]
             )
             twin = made.sql
-            # A copy may have given the table's types more room than the schema tells.
+            # A copy may have given the table's types more room than the schema says.
             self._session.make_room_as(twin, self._table(schema), schema)
         return twin
 
@@ -213,7 +213,7 @@ class Quarantine:
     def _move_held(self, schema: TableSchema, source: str, target: str, *, is_held: bool) -> None:
         """Move the rows whose keys have an entry that keeps them apart, or the others.
 
-        Keys are read back from the entries: to write those of a large table would take long.
+        Keys are read back from the entries: making a key's text for every row would take long.
         """
         types = self._session.dialect.column_types(schema)
         values = ", ".join(
@@ -249,7 +249,7 @@ class Quarantine:
 
 
 def _twin_schema(schema: TableSchema) -> TableSchema:
-    """The twin as a table: names that differ for the tables differ for their twins, too, also to
+    """The twin as a table. Twins of tables with different names have different names, too, even in
     DuckDB, which ignores case."""
     return replace(schema, schema_name=SCHEMA, table_name=schema.name)
 
@@ -260,5 +260,5 @@ def _values(schema: TableSchema) -> list[object]:
 
 
 def _holding(schema: TableSchema) -> set[int | str]:
-    """The columns with quarantine, however they are called."""
+    """The columns with quarantine, whatever their names."""
     return {column.attnum or column.name for column in schema.columns if column.quarantine}

@@ -1,4 +1,4 @@
-"""Takes the tables of a pipeline away, with all that the ledger has of them."""
+"""Drops the tables of a pipeline, with all that the ledger has of them."""
 
 # Every identifier is quoted.
 # ruff: noqa: S608
@@ -22,10 +22,10 @@ _BY_TABLE = ("positions", "copies", "chunks", "changelog", "odd_values", "odd_co
 
 
 def remove_tables(session: Session, pipeline: str, schemas: Collection[TableSchema]) -> list[str]:
-    """Drop the tables, and what is known of them and of the pipeline; inside a transaction.
+    """Drop the tables, and what is recorded of them and of the pipeline; inside a transaction.
 
-    What was kept of earlier copies under another name stays. The ledger goes with the last
-    pipeline, except in a DuckLake, where it stays empty; so do its schemas.
+    What was kept of earlier copies under another name stays. The ledger is dropped with the last
+    pipeline. Its schemas stay, and in a DuckLake its empty tables, too.
 
     Args:
         schemas: as the pipeline knows the tables; those that aren't there are passed over.
@@ -48,7 +48,7 @@ def remove_tables(session: Session, pipeline: str, schemas: Collection[TableSche
         session.execute(f"DELETE FROM _etl.{name} WHERE table_id {AMONG}", [table_ids])
     session.execute("DELETE FROM _etl.pipelines WHERE pipeline = $1", [pipeline])
     is_used = session.fetch("SELECT 1 FROM _etl.tables UNION ALL SELECT 1 FROM _etl.pipelines")
-    # Where there are no keys, the ledger is what keeps transactions apart, this one too.
+    # Without keys, the ledger is what makes transactions conflict, this one too.
     if not is_used and session.dialect.has_keys:
         for name in sorted(tables_there(session) & TABLES):
             session.execute(f"DROP TABLE _etl.{name}")

@@ -18,7 +18,7 @@ from etl_dagster.model.schema import TableId, TableSchema
 
 
 def begin_repair(session: Session, schema: TableSchema, repair_id: str) -> None:
-    """Have the table get nothing but the repair's rows; see `RepairsTables`.
+    """From now on, let the table get only the repair's rows; see `RepairsTables`.
 
     Raises:
         TableRewritten: the table is another than the schema says.
@@ -40,7 +40,7 @@ def _likeness(schema: TableSchema) -> tuple[object, ...]:
 
 
 def write_repair(session: Session, changes: TableChanges, repair_id: str) -> int:
-    """Replace or delete the rows; how many were deleted or replaced.
+    """Replace or delete the rows; returns how many were deleted or replaced.
 
     Raises:
         InvalidState: another copy or repair has begun, or this one is over.

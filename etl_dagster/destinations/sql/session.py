@@ -29,15 +29,15 @@ class Statement:
     """
 
     sql: str
-    #: Of ``$1``, ``$2`` and so on.
+    #: Values of ``$1``, ``$2`` and so on.
     values: Sequence[object] = ()
     #: Rows that it reads like a table, by name.
     staged: Mapping[str, Rows] = field(default_factory=dict)
-    #: Where all it does is to append the one set of rows: the table as SQL, and the types of its
-    #: columns by name. A session may do that in a faster way.
+    #: If it only appends the one set of rows: the table as SQL, and the types of its columns by
+    #: name. A session may do that in a faster way.
     appends_to: tuple[str, Mapping[str, str]] | None = None
-    #: Where rows of a table are found by its key, one for each of those staged: the table as SQL.
-    #: A session may have its database use the key's index.
+    #: If it finds rows of a table by its key, one for each staged row: the table as SQL. A session
+    #: may have its database use the key's index.
     by_key_of: str | None = None
 
 
@@ -63,7 +63,7 @@ class Session(ABC):
 
     @abstractmethod
     def fetch(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a query; for few."""
+        """The rows of a query; for few rows."""
 
     @abstractmethod
     def fetch_arrays(self, statement: Statement) -> Mapping[str, np.ndarray]:
@@ -71,7 +71,7 @@ class Session(ABC):
 
     @abstractmethod
     def stage(self, name: str, rows: Rows) -> None:
-        """Have statements read the rows under this name; no two have one name at a time.
+        """Let statements read the rows under this name; no two may have the same at a time.
 
         Args:
             rows: as `Dialect.readable` gives them.
@@ -84,7 +84,7 @@ class Session(ABC):
     def make_room(
         self, table: str, known: TableSchema, wanted: TableSchema, rows: pa.RecordBatch
     ) -> TableSchema:
-        """Have the types of a table's columns hold the rows, before these are written.
+        """Make the types of a table's columns hold the rows, before these are written.
 
         For a type that lists its values, such as an enum.
 
@@ -99,7 +99,7 @@ class Session(ABC):
         return known
 
     def make_room_as(self, table: str, other: str, schema: TableSchema) -> None:
-        """Have the types of a table's columns hold whatever those of another table hold.
+        """Make the types of a table's columns hold whatever those of another table hold.
 
         Args:
             schema: of both; as in `make_room`.
@@ -109,14 +109,14 @@ class Session(ABC):
     def stretches(
         self, table: str, schema: TableSchema, batches: Iterator[pa.RecordBatch]
     ) -> Iterator[Iterator[pa.RecordBatch]]:
-        """The rows in stretches for each of which `make_room` is done; one, where there is no need.
+        """The rows in stretches, with `make_room` done before each; one if that isn't needed.
 
         A stretch must be used up before the next one is asked for.
         """
         yield batches
 
     def prepare_types(self, schema: TableSchema) -> None:
-        """Make what types the columns of a table have that is about to be created or altered.
+        """Create the types that a table's columns need; it is about to be created or altered.
 
         Raises:
             TableWriteFailed: a name is taken.
@@ -124,12 +124,12 @@ class Session(ABC):
         return
 
     def complete(self, table: str, schema: TableSchema) -> None:
-        """A table has all rows of its copy: make what is better made then, such as its key, where
-        that isn't done yet."""
+        """Create what is better created once a table has all rows of its copy, such as its key,
+        unless that is done already."""
         return
 
     def follow_key(self, table: str, old: TableSchema, new: TableSchema) -> None:
-        """A table's columns have changed: change its key, where it has one and that has changed.
+        """A table's columns have changed: change its key, if it has one that has changed.
 
         Args:
             table: as SQL.
@@ -137,12 +137,12 @@ class Session(ABC):
         return
 
     def let_go(self, table: str, schema: TableSchema, mark: str) -> None:
-        """A table stays, and is none that is written any more: what is called after it may be made
-        for another one.
+        """A table stays, but is no longer written: rename what is named after it, such as its key,
+        so that another table can have these names.
 
         Args:
             table: as SQL.
-            mark: tells what it had from what another table will have.
+            mark: the ending of the names that its things get.
         """
         return
 

@@ -1,4 +1,4 @@
-"""What is done with the rows of a table, as statements."""
+"""Statements that find and change the rows of a table."""
 
 # Values are never part of a query's text, and every identifier is quoted.
 # ruff: noqa: S608
@@ -31,7 +31,7 @@ def insert(target: Target, rows: Rows) -> Statement:
 
 
 def delete_all(target: Target) -> Statement:
-    """Delete every row; counts them, as a truncate wouldn't."""
+    """Delete every row. A TRUNCATE would not count them."""
     return Statement(f"DELETE FROM {target.sql}")
 
 
@@ -84,7 +84,7 @@ def delete_one_each(target: Target, rows: pa.RecordBatch) -> Statement:
 
 
 def find_rows(target: Target, keys: pa.RecordBatch) -> Statement:
-    """Which rows have which key: their places among the keys (`PLACE`), and `ROW_ID`."""
+    """Which rows have which key: the key's place among the keys (`PLACE`), and `ROW_ID`."""
     selected = target.dialect.select_list(keys.schema.names, target.types)
     return Statement(
         f"SELECT gone.{quote(PLACE)}, target.{target.dialect.row_id} AS {quote(ROW_ID)} "
@@ -113,7 +113,7 @@ def update_rows(
 
     Args:
         rows: the new values, one for each ID, of the columns in `changed`.
-        changed: a bool array where some rows keep what they have, true for these; else None.
+        changed: by column a bool array, true for rows that keep what they have; None if none do.
     """
     partly = {name: stays for name, stays in changed.items() if stays is not None}
     masks = {name: f"_etl stays {name}" for name in partly}
@@ -164,7 +164,7 @@ def keep_known(
     types = target.types
     key = [] if lookup is None else lookup.schema.names
     found_by = [f"_etl key {place}" for place in range(len(key))]
-    # Numbered: with a word before it, a name may be longer than the database takes.
+    # Numbered: with a prefix, a name may be longer than the database takes.
     unknown_of = {
         name: f"_etl unknown {number}"
         for number, name in enumerate(target.columns)
@@ -244,7 +244,7 @@ def key_match(keys: pa.RecordBatch) -> str:
 
 
 def same_key(target: Target, one: str, other: str) -> str:
-    """The condition under which two rows of the table's columns have one key."""
+    """The condition under which two rows with the table's columns have the same key."""
     equals = "IS NOT DISTINCT FROM" if target.dialect.joins_nulls else "="
     return " AND ".join(
         f"{one}.{quote(name)} {equals} {other}.{quote(name)}" for name in target.schema.key_columns

@@ -10,7 +10,7 @@ from etl_dagster.model.schema import TableSchema
 
 
 def stored_table(session: Session, schema: TableSchema) -> str:
-    """Its name as SQL, by the ledger.
+    """The table's name as SQL, from the ledger.
 
     Raises:
         TableRewritten: it has other columns than the schema, or is not there.

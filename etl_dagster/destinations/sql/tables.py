@@ -62,7 +62,7 @@ class Target:
 
 
 def create_table(session: Session, target: Target) -> None:
-    """Create the table, empty, and its schema; refused where one of its name is there.
+    """Create the table, empty, and its schema; refused if there is one with its name.
 
     Raises:
         TableWriteFailed: the database would take two of its columns for one.
@@ -76,12 +76,12 @@ def create_table(session: Session, target: Target) -> None:
 
 
 def move_table(session: Session, old: TableName, new: TableName) -> None:
-    """Give a table another name, or another schema; refused where one is there already."""
+    """Give a table another name, or another schema; refused if there is one already."""
     session.run_each(session.dialect.move_table(old, new))
 
 
 def drop_tables(session: Session, names: Iterable[TableName]) -> None:
-    """Drop staging tables, in whatever schemas they are: theirs may have changed."""
+    """Drop staging tables, in whatever schemas they are: those of their tables may have changed."""
     dialect = session.dialect
     found = session.fetch(
         f"SELECT schema_name, table_name FROM {dialect.tables} AS there "
@@ -89,7 +89,7 @@ def drop_tables(session: Session, names: Iterable[TableName]) -> None:
         [[name.table_name for name in names]],
     )
     for schema_name, name in found:
-        # Elsewhere, it may be a table of the source that is called so.
+        # In another schema, it may be a table of the source with this name.
         if dialect.staging_schema not in (None, schema_name):
             continue
         session.execute(f"DROP TABLE {dialect.table(schema_name, name)}")

@@ -31,8 +31,8 @@ Blaming = Callable[[TableId, str], AbstractContextManager[None]]
 class WholeTables:
     """Writes inside a transaction; what is written is complete when that is committed.
 
-    There is no table that holds the rows until they are complete, as there is for a copy in
-    chunks: the transaction does that.
+    A copy in chunks has a table of its own until it is complete. Here the transaction takes the
+    place of that.
 
     Args:
         is_known: whether the pipeline has a table; one that it forgot may be replaced by name.
@@ -52,7 +52,7 @@ class WholeTables:
         self._is_known = is_known
 
     def forget_copies(self, table_ids: Sequence[TableId]) -> None:
-        """From now on refuse every copy of the tables that was heard of."""
+        """From now on refuse every known copy of the tables."""
         self._copies.end(table_ids)
         self._delete("positions", table_ids)
 
@@ -112,7 +112,7 @@ class WholeTables:
 
     def _write_table(self, schema: TableSchema, rows: TableRows) -> None:
         target = Target.of(self._session.dialect, schema)
-        # Refused where a table is in the way that isn't ours.
+        # Refused if a table that isn't ours has the name.
         create_table(self._session, target)
         self._fill(target, schema, rows)
         self._session.complete(target.sql, schema)
@@ -176,7 +176,7 @@ class WholeTables:
         self._session.execute(f"DELETE FROM _etl.{table} WHERE table_id {AMONG}", [list(table_ids)])
 
     def _insert(self, table: str, columns: Mapping[str, tuple[str, Sequence[object]]]) -> None:
-        """Append rows, given as columns: of each its type and its values."""
+        """Append rows, given as columns: for each its type and its values."""
         values = ", ".join(
             f"unnest(${number}::{type_}[])"
             for number, (type_, _) in enumerate(columns.values(), start=1)

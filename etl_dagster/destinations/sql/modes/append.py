@@ -37,7 +37,7 @@ class Append(Mode[Collapsed]):
     name: ClassVar[TableMode] = "append"
 
     def prepare(self, changes: TableChanges, after: Position) -> Collapsed:
-        """All rows that the changes brought, as far as they tell them."""
+        """All rows that the changes brought, as far as they have them."""
         key = changes.schema.key_columns
         if key:
             versions = every_row(changes, key)
@@ -133,7 +133,7 @@ def _added(changes: TableChanges) -> dict[str, pa.Array[Any]]:
 
 
 def _rows_now(target: Target, lookup: pa.RecordBatch | None) -> str:
-    """SQL for the last row of each key that values are looked up of, where there is one."""
+    """SQL for the last row of each key whose values are looked up, if there is one."""
     if lookup is None:
         return target.sql
     key = lookup.schema.names

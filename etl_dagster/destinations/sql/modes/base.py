@@ -23,9 +23,9 @@ class Mode(ABC, Generic[PreparedT]):
     obsolete: deleted them, or wrote them again."""
 
     name: ClassVar[TableMode]
-    #: Whether a truncate leaves nothing of the rows that there were.
+    #: Whether a truncate removes the rows, instead of keeping them in some form.
     forgets: ClassVar[bool] = False
-    #: Whether there is one row of a key at most, so that its odd values are found by the key.
+    #: Whether a key has at most one row, so that its odd values are found by the key.
     has_one_row_each: ClassVar[bool] = False
 
     def whole(self, target: Target) -> Target:
@@ -37,7 +37,7 @@ class Mode(ABC, Generic[PreparedT]):
         """What the changes amount to.
 
         Args:
-            changes: all of them, in order; under the schema that the table has.
+            changes: all of them, in order, under the table's schema.
             after: the position of the table, which may be inside of the first transaction.
         """
 
@@ -48,7 +48,7 @@ class Mode(ABC, Generic[PreparedT]):
         """Apply inserts, updates and deletes.
 
         Raises:
-            TableWriteFailed: the table is none that this can be done with.
+            TableWriteFailed: the changes can't be applied to such a table.
         """
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Mode(ABC, Generic[PreparedT]):
         *,
         has_entries: bool,
     ) -> bool:
-        """Do with the entries of odd values what the changes did with their rows.
+        """Let the entries of odd values follow what the changes did with their rows.
 
         Returns:
             Whether there may be entries now.
@@ -80,7 +80,7 @@ class Mode(ABC, Generic[PreparedT]):
     def join(
         self, session: Session, target: Target, staging: Target, copy: CopyMoment, is_odd: str
     ) -> None:
-        """Have the table, which has rows of before, follow a new copy.
+        """Bring the table, which has rows from before, up to a new copy.
 
         Args:
             target: under the schema that `staging` has.

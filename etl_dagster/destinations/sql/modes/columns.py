@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from etl_dagster.values.families.times import timestamp_to_json
 
-#: A moment of a staged key.
+#: Column with the time that belongs to a staged key.
 AT = "_etl at"
 
 
@@ -22,7 +22,7 @@ def times(commit_times_us: np.ndarray, which: np.ndarray) -> pa.Array[Any]:
 
 
 def moment(time_us: int) -> str:
-    """A time as text, such as every database reads it."""
+    """A time as text that every database can read."""
     return timestamp_to_json(time_us)
 
 

@@ -18,7 +18,7 @@ from etl_dagster.model.position import Position
 
 
 def replace_rows(session: Session, target: Target, collapsed: Collapsed) -> int:
-    """Delete the rows with the keys that are touched, and append those that there are then.
+    """Delete the rows whose keys were touched, and append those that there are afterwards.
 
     Returns:
         How many rows were deleted.

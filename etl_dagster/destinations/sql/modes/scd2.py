@@ -1,8 +1,8 @@
 """Keeps a row for each version of a row, with the time in which it was valid.
 
-What a transaction leaves of a row is a version; what it had in between is none. A batch may end
-inside of a transaction: then the versions that the transaction has opened already are replaced by
-those that it opens later.
+What a row is after a transaction is a version; what it is in between isn't. A batch may end inside
+of a transaction: then the versions that the transaction has already opened are replaced by those
+that it opens later.
 """
 
 # Values are never part of a query's text, and every identifier is quoted.
@@ -118,7 +118,7 @@ class Scd2(Mode[_Work]):
             obsolete = session.execute(
                 f"DELETE FROM {target.sql} WHERE {CURRENT} AND {FROM} = CAST($1 AS {ZONED})", [at]
             )
-            # Rows of the transaction itself are not versions, and their values go with them.
+            # Rows of the transaction itself are not versions; their odd values are removed, too.
             OddValues(session).remove_all_of(target.schema, event.position.commit_lsn.offset)
         return obsolete + session.execute(
             f"UPDATE {target.sql} SET {TO} = CAST($1 AS {ZONED}), {CURRENT} = false "
@@ -137,10 +137,10 @@ class Scd2(Mode[_Work]):
     def join(
         self, session: Session, target: Target, staging: Target, copy: CopyMoment, is_odd: str
     ) -> None:
-        """What the copy lacks, or has otherwise, is closed; what differs is opened.
+        """Close versions that the copy lacks or has with other values; open those that differ.
 
-        A null may stand for a value that the column's type can't hold, of which the entries of
-        odd values tell more: rows that have any are taken for others.
+        A null may stand for a value that the column's type can't hold. So rows with entries of
+        odd values always count as different.
         """
         session.make_room_as(target.sql, staging.sql, target.schema)
         dialect, columns, at = target.dialect, column_list(target.columns), moment(copy.time_us)

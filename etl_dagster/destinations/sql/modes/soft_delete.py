@@ -1,7 +1,7 @@
-"""Keeps what the source has now, and marks what it has no more instead of deleting it.
+"""Keeps what the source has now, and marks rows that it no longer has instead of deleting them.
 
-A key whose row got another key is one that the source has no more. A key that has a row again isn't
-marked any longer.
+If a row gets another key, the source no longer has the old key. A key that has a row again
+isn't marked any longer.
 """
 
 # Values are never part of a query's text, and every identifier is quoted.
@@ -30,7 +30,7 @@ DELETED_AT = "_etl_deleted_at"
 
 
 class SoftDelete(Mode[Versions]):
-    """`DELETED_AT` is the commit time of the change by which the source has a row no more."""
+    """`DELETED_AT` is the commit time of the change that removed the row from the source."""
 
     name: ClassVar[TableMode] = "soft_delete"
     has_one_row_each: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class SoftDelete(Mode[Versions]):
     def join(
         self, session: Session, target: Target, staging: Target, copy: CopyMoment, is_odd: str
     ) -> None:
-        """The copy becomes the table, with the rows of before that it lacks."""
+        """The copy becomes the table, with the earlier rows that it lacks."""
         dialect, columns = target.dialect, column_list(target.columns)
         deleted_at = quote(DELETED_AT)
         if not dialect.renames_altered:
