@@ -1,4 +1,4 @@
-"""What a stretch of changes amounts to: which keys go, and which rows are there afterwards."""
+"""What a stretch of changes amounts to: the keys that are removed, and the rows afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etl_dagster.values.parsed import Odd, joined
 
 @dataclass(frozen=True, slots=True)
 class OddCells:
-    """Values of some rows in one column which the column's type can't hold.
+    """Values of some rows in one column, which the column's type can't hold.
 
     All have one element for each such value.
     """
@@ -42,7 +42,7 @@ class Collapsed:
     unknown: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: int64, for each of `rows`: where in `removed` the key is that its row had before the changes.
     lookup_places: np.ndarray | None = None
-    #: What of `rows` the columns' types can't hold, by column name.
+    #: Values of `rows` that their columns' types can't hold, by column name.
     odd: Mapping[str, OddCells] = field(default_factory=dict)
     #: int64, for each of `rows`: the change that gave it.
     given: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -51,12 +51,12 @@ class Collapsed:
     #: bool, for each of `removed`: whether it has no row in the end.
     is_gone: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     #: For each of `removed`, whether its first change was an insert, and it has a row in the end.
-    #: Then the destination has no row with the key, but where changes come that a copy has seen.
+    #: Then the destination has no row with the key, unless a copy has seen these changes.
     inserted: np.ndarray | None = None
 
     @property
     def replaced(self) -> pa.RecordBatch:
-        """Of `removed`, the keys that the destination is to have rows of."""
+        """The keys of `removed` that the destination is expected to have rows of."""
         if self.inserted is None:
             return self.removed
         return self.removed.filter(pa.array(~self.inserted))
@@ -94,8 +94,8 @@ def odd_added_and_removed(
 ) -> tuple[dict[str, OddCells], dict[str, pa.Array[Any]]]:
     """What is odd in the rows that `added_and_removed` gives, by column name.
 
-    Of the rows to append, with their places among the changes instead of those among the rows; of
-    the rows that go, the texts.
+    For the rows to append, `OddCells.rows` are places among the changes, not among the rows. For
+    the rows that are removed, only the texts.
     """
     changes = complete_from_old(changes)
     is_delete = changes.ops == DELETE
@@ -171,7 +171,7 @@ def complete_from_old(changes: TableChanges) -> TableChanges:
 
 
 def _collapse_plain(changes: TableChanges, key: Sequence[str]) -> Collapsed:
-    """Every change tells its whole row, and no key changes."""
+    """For changes that each have their whole row, and change no key."""
     keys = changes.rows.select(list(key))
     ends = _ends_of_each(keys)
     is_delete = changes.ops == DELETE
@@ -226,7 +226,7 @@ def _ends_of_each(keys: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
-    """Some changes give a row another key, or leave values out.
+    """For changes of which some give a row another key, or leave values out.
 
     What happens to keys are *touches*: one for each change, and before it one for the old key
     where the change came with an old row. Arrays over touches hold the changes first, then the
@@ -291,9 +291,9 @@ def _collapse_linked(changes: TableChanges, key: Sequence[str]) -> Collapsed:
 
 
 def told_by(missing: np.ndarray, given_by: np.ndarray) -> np.ndarray:
-    """For each change, the change that tells the value which its row has in a column.
+    """For each change, the change that has the value of its row in a column.
 
-    Where none does, the first one of the row that the changes know of.
+    If none has, the first change of that row.
 
     Args:
         missing: of each change, whether Postgres left the value out.
@@ -307,9 +307,9 @@ def told_by(missing: np.ndarray, given_by: np.ndarray) -> np.ndarray:
 
 
 def _comparable(keys: pa.RecordBatch) -> pa.RecordBatch:
-    """The keys with a text for each value that has parts, which Arrow can't compare.
+    """The keys with a text in place of each value with parts, which Arrow can't compare.
 
-    Of a table that was copied before the column was part of its key; else they are text anyway.
+    There are such values only if a table was copied before the column was part of its key.
     """
     columns: list[pa.Array[Any]] = [
         pa.array(map(repr, column.to_pylist()), pa.string())

@@ -1,4 +1,4 @@
-"""The moment that the rows of an initial copy show, for modes that keep when a row was so."""
+"""The moment that the rows of a copy show, for modes that keep times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl_dagster.model.position import Position
 
 @dataclass(frozen=True, slots=True)
 class CopyMoment:
-    """Where in the stream a copy's rows stand, and when they were so."""
+    """The position of a copy's rows in the stream, and the time that they show."""
 
     position: Position
     #: Microseconds since 1970-01-01 UTC.

@@ -27,24 +27,24 @@ from etl_dagster.model.events import DELETE, TableChanges
 
 @dataclass(frozen=True)
 class Versions:
-    """Rows that keys have had, and the keys whose rows of before are none any more."""
+    """Rows that keys have had, and the keys whose earlier rows have ended."""
 
-    #: What the keys have had, as the changes told it.
+    #: The rows that the keys have had, as far as the changes have them.
     rows: pa.RecordBatch
     #: int64, for each of `rows`: the change that gave the key this row.
     given_by: np.ndarray
-    #: int64, for each of `rows`: the change that ended this; -1: it stands.
+    #: int64, for each of `rows`: the change that ended it; -1: it hasn't ended.
     ended_by: np.ndarray
-    #: The key columns, each key once: those whose row at the destination, if it has one, is over.
+    #: The key columns, each key once: keys whose row at the destination, if there is one, ends.
     over: pa.RecordBatch
-    #: int64, for each of `over`: the change by which it is.
+    #: int64, for each of `over`: the change that ends that row.
     over_by: np.ndarray
     #: Values of `rows` that the changes don't tell (null there): a bool array for each column. They
     #: are what the destination has in the row with the key in `lookup`.
     unknown: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: One key for each of `rows`; None where nothing is unknown.
     lookup: pa.RecordBatch | None = None
-    #: What of `rows` the columns' types can't hold, by column name.
+    #: Values of `rows` that their columns' types can't hold, by column name.
     odd: Mapping[str, OddCells] = field(default_factory=dict)
 
     def collapsed(self, rows: pa.RecordBatch) -> Collapsed:
@@ -115,7 +115,7 @@ class _Touches:
         return rows, unknown, lookup
 
     def source(self, name: str, which: np.ndarray) -> np.ndarray:
-        """For each of some changes, the change that tells the value which its row has."""
+        """For each of some changes, the change that has the value of its row."""
         source: np.ndarray = told_by(self.changes.unchanged[name], self.found)[which]
         return source
 
@@ -128,9 +128,9 @@ class _Touches:
         is_history: bool = True,
     ) -> Versions:
         """Args:
-        given_by: the changes that gave rows which are kept.
+        given_by: the changes that gave the rows to keep.
         ended_by: of each, the change that ended it, or -1.
-        over: the touches that end what the destination has.
+        over: the touches that end rows of the destination.
         is_history: whether values belong to the change that gave their row, not to the one that
             told them.
         """
@@ -152,9 +152,9 @@ class _Touches:
 
 
 def last_rows(changes: TableChanges, key: Sequence[str]) -> Versions:
-    """The last row of each key, also where that is gone afterwards.
+    """The last row of each key, even if it is gone afterwards.
 
-    `over` has the keys whose row is gone without having been given by any of the changes.
+    `over` has the keys whose row is gone, and was not given by any of the changes.
     """
     touches = _Touches(changes, key)
     by_key, starts = touches.by_key, np.flatnonzero(touches.is_first)
@@ -173,8 +173,8 @@ def last_rows(changes: TableChanges, key: Sequence[str]) -> Versions:
 def all_versions(changes: TableChanges, key: Sequence[str]) -> Versions:
     """The row that each key has after each transaction that touched it.
 
-    `over` has all keys that were touched, and of each the first change of its own transaction that
-    counts: the last one there.
+    `over` has all keys that were touched, and `over_by` the last change of each in the first
+    transaction that touched it.
     """
     touches = _Touches(changes, key)
     by_key = touches.by_key

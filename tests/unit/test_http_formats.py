@@ -1,4 +1,4 @@
-"""Each format has a schema that is true of what is sent, and format 1 carries only what it can."""
+"""What is sent is valid by its format's schema, and format 1 refuses what it can't carry."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_parts_as(nested: Nested) -> TableSchema:
 
 
 def bodies(schema: TableSchema, rows: list[dict[str, Any]], format: Format) -> list[Body]:
-    """All that is sent of a table: the beginning of its copy, its rows, and the same as inserts."""
+    """All bodies of a table: the beginning of its copy, its rows, and the same rows as inserts."""
     [steps] = batch(Transactions().commit(*(insert(schema, **row) for row in rows))).tables.values()
     steps = [RelationEvent(schema, None, 0), *steps]
     return [
@@ -142,7 +142,7 @@ def test_every_spelling_is_described() -> None:
 
 
 @pytest.mark.parametrize("row", REGISTRY.values(), ids=lambda row: row.name)
-def test_every_types_edges_are_spelled_as_it_says(row: Any) -> None:
+def test_the_extreme_values_of_every_type_are_spelled_as_described(row: Any) -> None:
     """Through the reader of the type, so that what can't be held is null."""
     import pyarrow as pa
 
@@ -235,7 +235,7 @@ def test_format_1_refuses_numbers_by_choice_that_are_not_digits() -> None:
 
 
 def test_a_copy_that_replaces_one_with_parts_can_begin_in_format_1() -> None:
-    """Else a reset would not help: what is dropped is described as it was."""
+    """Otherwise a reset would not help: the body describes the table that is dropped."""
     body = json.loads(drop_body("shop", PARTS, "1", format=1).content)
 
     validate(body)

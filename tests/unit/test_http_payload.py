@@ -294,8 +294,8 @@ def test_keys_are_visible_ascii(copy_id: str) -> None:
     assert all(" " < letter <= "~" for letter in body.key)
 
 
-def test_what_a_column_can_not_hold_is_sent_with_its_row() -> None:
-    """Members of their own, left out where there is none."""
+def test_what_a_column_cannot_hold_is_sent_with_its_row() -> None:
+    """In members of their own, which are left out if they are empty."""
     nan = Unheld("NaN")
     rows = [order(1), order(2, amount=nan), order(3), order(4, amount=nan, note=Unheld("\\xFF"))]
     bodies = list(rows_bodies("shop", ORDERS, chunk("copy", 0, ORDERS, rows), "first", 10**6))

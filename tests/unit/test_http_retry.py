@@ -66,7 +66,7 @@ def test_each_refusal_has_its_error(path: str, status: int, expected: type) -> N
     assert f"POST https://example.com/{path}" in error.reason
     assert str(status) in error.reason
     assert error.solution
-    # The pipeline's own retries, too, leave it at that; but for what asks to be sent again.
+    # The pipeline's own retries don't send it again either, unless it asks for that.
     assert error.retryable == (expected is WriteConflict)
 
 
@@ -144,7 +144,7 @@ class Requests:
 
 
 class Unhurried(threading.Event):
-    """As if each pause was over at once; keeps how long they were."""
+    """Ends each pause at once, and keeps how long it should have been."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Unhurried(threading.Event):
 
 
 class StoppedInAPause(threading.Event):
-    """As if the pipeline was told to stop while it waits for the next try."""
+    """Ends each pause as a stop of the pipeline does."""
 
     def wait(self, timeout: float | None = None) -> bool:
         self.set()

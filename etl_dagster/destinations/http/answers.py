@@ -3,13 +3,13 @@
 | status | means | raised |
 |---|---|---|
 | 2xx | durable | |
-| 408, 425, 429, 5xx | not now | `TryAgain`, at last `DestinationUnreachable` |
-| 409 | not like this: send the chunk or the batch again from its beginning | `WriteConflict` |
+| 408, 425, 429, 5xx | try again later | `TryAgain`, at last `DestinationUnreachable` |
+| 409 | conflict: send the chunk or the batch again from its beginning | `WriteConflict` |
 | 410 on rows | a newer copy of the table has begun | `InvalidState` |
 | 412 | a newer replicator took over: the epoch is too small | `Superseded` |
-| 401, 403, 407 | who are you? | `DestinationError` |
-| 413 | not in one piece: send less at a time | `BodyTooLarge` |
-| 3xx, 404, 405, 410, 415, 421, 426, 451 | nothing takes this here | `DestinationError` |
+| 401, 403, 407 | the sender is not allowed in | `DestinationError` |
+| 413 | too large: send less at a time | `BodyTooLarge` |
+| 3xx, 404, 405, 410, 415, 421, 426, 451 | wrong URL, or not for this | `DestinationError` |
 | any other 4xx | this table's data can't be taken | `TableWriteFailed` |
 """
 
@@ -27,8 +27,8 @@ from etl_dagster.errors import (
 )
 from etl_dagster.model.schema import TableSchema
 
-_WHO: Final = frozenset({401, 403, 407})
-_WHERE: Final = frozenset({404, 405, 410, 415, 421, 426, 451})
+_NOT_ALLOWED: Final = frozenset({401, 403, 407})
+_WRONG_URL: Final = frozenset({404, 405, 410, 415, 421, 426, 451})
 
 
 class WriteConflict(DestinationError):
@@ -60,7 +60,7 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
     """The error for an answer that is neither a success nor transient.
 
     Args:
-        what: the request, for a person.
+        what: the request, for people.
         key: its Idempotency-Key, by which it can be found in the receiver's log.
     """
     reason = f"{what}: the server answered {describe(status)}"
@@ -70,7 +70,7 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
         return WriteConflict(reason)
     if status == 410 and what.endswith("/rows"):
         return InvalidState(f"{reason}; a newer copy of {schema.name} has begun")
-    if status in _WHO:
+    if status in _NOT_ALLOWED:
         return DestinationError(
             reason, solution="Check destination.token, .headers and .hmac_secret."
         )
@@ -78,7 +78,7 @@ def refusal(status: int, what: str, key: str, schema: TableSchema) -> EtlError:
         return DestinationError(
             reason, solution="Set destination.url to where it leads; redirects aren't followed."
         )
-    if status in _WHERE:
+    if status in _WRONG_URL:
         return DestinationError(
             reason,
             solution="Check destination.url, and that the server takes POST below it at rows, "

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from etl_dagster.config import ByteCount, DestinationConfig
 
-#: Of the bodies; `formats` says what each can carry.
+#: Format of the bodies; `formats` says what each can carry.
 Format: TypeAlias = Literal[1, 2]
 NEWEST: Final[Format] = 2
 
@@ -45,19 +45,19 @@ class HttpDestinationConfig(DestinationConfig):
     )
     format: Format = Field(
         NEWEST,
-        description="Of the bodies. Format 1 has no lists and objects: values with parts are sent "
+        description="Format of the bodies. 1 has no lists and objects: values with parts are sent "
         "as text, as with `nested: text`.",
     )
     gzip: bool = Field(False, description="Compress bodies; the receiver must expect that.")
     timeout_s: float = Field(
-        30.0, gt=0, le=600, description="To connect, to send on, and for the whole answer."
+        30.0, gt=0, le=600, description="Time to connect, to send more, and for the whole answer."
     )
     max_attempts: int = Field(
-        4, ge=1, le=20, description="Of one request in a row, before the pipeline's own retries."
+        4, ge=1, le=20, description="Tries of one request, before the pipeline's own retries."
     )
     max_connections: int = Field(8, ge=1, le=256, description="Requests at a time.")
     max_body_bytes: ByteCount = Field(
-        4 * 1024**2, ge=1024, description="Of one body's rows or events, before compression."
+        4 * 1024**2, ge=1024, description="Size of one body's rows or events, before compression."
     )
     verify: bool = Field(True, description="False accepts any certificate: for tests only.")
     ca_file: Path | None = Field(None, description="Certificates (PEM) to trust instead.")
@@ -82,12 +82,12 @@ class HttpDestinationConfig(DestinationConfig):
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str) -> str:
-        import httpx  # a tenth of a second, which only who uses this type should wait for
+        import httpx  # takes a tenth of a second, so only this type waits for it
 
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018  (raises when it is not a number)
-            httpx.URL(url)  # refuses more than that, and else would for the first request
+            httpx.URL(url)  # refuses more than that, here instead of at the first request
         except (ValueError, httpx.InvalidURL):
             raise ValueError("is not a URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:

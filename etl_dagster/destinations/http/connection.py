@@ -15,7 +15,7 @@ _MAX_ANSWER_BYTES: Final = 1024**2
 
 
 class AnswerTooSlow(httpx.ReadTimeout):
-    """It had begun, and did not end in time."""
+    """The answer had begun, and did not end in time."""
 
 
 class Connection:
@@ -101,7 +101,7 @@ class Connection:
 
 
 def _read_whole(response: httpx.Response) -> None:
-    """A server that died while it answered may have died before it was done."""
+    """A server that died while it answered may not have stored everything."""
     length = 0
     for piece in response.iter_raw():
         length += len(piece)

@@ -34,7 +34,7 @@ class HttpDestination:
     several tables at once.
 
     A batch of several tables is several requests. When one table is refused (`TableWriteFailed`),
-    others may have been taken already. That is all right: the pipeline sends the batch again
+    others may have been taken already. That does no harm: the pipeline sends the batch again
     without the table, and the receiver recognises the rest. What it has of the refused table is
     replaced by the copy that follows the table's reset.
 
@@ -44,8 +44,8 @@ class HttpDestination:
     """
 
     name = "http"
-    #: What a receiver can do if it wants to: everything that is needed for it is sent. It can't
-    #: commit our progress, so the same change may come twice.
+    #: What a receiver can do: everything that it needs for that is sent. It can't commit our
+    #: progress, so the same change may come twice.
     capabilities = Capabilities(
         mirror=True,
         truncate=True,
@@ -85,7 +85,7 @@ class HttpDestination:
         """Nothing to prepare: the first request connects, and is tried again if it can't."""
 
     def check(self) -> str:
-        """Ask the server for its OPTIONS; any answer will do but that we aren't let in.
+        """Send an OPTIONS request; any answer will do, unless the server doesn't let us in.
 
         Raises:
             DestinationUnreachable: no answer.
@@ -127,7 +127,7 @@ class HttpDestination:
             for table_id, steps in tables.items()
         ]
         left = wait(jobs, return_when=FIRST_EXCEPTION).not_done
-        # The batch will be sent again: what has not begun need not.
+        # The batch will be sent again, so what has not begun is not sent now.
         for job in left:
             job.cancel()
         wait(jobs)
@@ -189,7 +189,7 @@ def _failure(job: Future[None]) -> BaseException | None:
 
 
 def _rank(error: BaseException) -> int:
-    """Of several failures the one that decides most comes first."""
+    """Orders failures: the one that has the largest consequences comes first."""
     match error:
         case Superseded():
             return 0

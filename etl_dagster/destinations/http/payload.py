@@ -27,7 +27,7 @@ from etl_dagster.model.position import Position
 from etl_dagster.model.schema import TableSchema
 from etl_dagster.values.python import to_dicts
 
-#: As many changes become objects at a time.
+#: How many changes are turned into objects at a time.
 _SLICE_ROWS: Final = 2000
 _ENCODER: Final = json.JSONEncoder(
     allow_nan=False, check_circular=False, ensure_ascii=False, separators=(",", ":")
@@ -36,11 +36,11 @@ _ENCODER: Final = json.JSONEncoder(
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request to be sent, as it is however often that takes."""
+    """A request. Every try sends exactly this."""
 
-    #: Below the base URL.
+    #: Path below the base URL.
     path: str
-    #: Visible ASCII; another body never has the same.
+    #: In visible ASCII; no other body has the same.
     key: str
     #: JSON in UTF-8.
     content: bytes
@@ -76,12 +76,12 @@ def rows_bodies(
     *,
     format: Format = NEWEST,
 ) -> Generator[Body]:
-    """The parts of a chunk, or the end of the copy; read from `rows` as they are asked for.
+    """The parts of a chunk, or the end of the copy; `rows` are read lazily.
 
     Args:
         attempt: tells this delivery of the chunk from another, which may hold other rows: the
             source is read again.
-        max_bytes: a number, or a function that tells it for the next body.
+        max_bytes: a number, or a function that returns it for the next body.
 
     A generator; a `BodyTooLarge` thrown into it has it continue with half of the refused body.
 
@@ -258,10 +258,10 @@ def _bodies(
     """The bodies of some pieces, one for each that the receiver takes.
 
     When a body was refused for its size, throw the `BodyTooLarge` into the generator: it continues
-    with half of it. Of a single item, the error comes back.
+    with half of it. If the body has a single item, the error is raised again.
 
     Args:
-        make: also told whether the body is the last, and how many were refused before.
+        make: gets the items, whether the body is the last, and how many were refused before.
     """
     refused = 0
     for whole, is_last in pieces:

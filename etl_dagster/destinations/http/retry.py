@@ -25,7 +25,7 @@ _MAX_DELAY_S: Final = 5.0
 _JITTER_S: Final = 0.2
 #: No new try after this; the pipeline's own retries, which end when it stops, continue from there.
 _MAX_TOTAL_S: Final = 45.0
-#: A receiver may ask for more; then the write fails, and the next one waits, for as long again.
+#: If a receiver asks for more, the write fails, and the next one waits, up to this long again.
 _MAX_WAIT_S: Final = 10.0
 
 
@@ -43,7 +43,7 @@ class TryAgain(Exception):
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may be answered otherwise later.
+    """Whether the same request may get another answer later.
 
     429 and all of 5xx; and 408 and 425, where the server didn't look at the request.
 
@@ -72,7 +72,7 @@ def parse_retry_after(header: str | None, now: datetime) -> float | None:
 
 
 class Patience:
-    """Runs requests until one succeeds, a failure is final, or it was enough.
+    """Runs a request until it succeeds, its failure is final, or there were enough tries.
 
     It remembers what a receiver asked for with Retry-After: no request, of whatever table, is
     begun before. Safe for several threads.

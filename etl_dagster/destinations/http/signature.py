@@ -1,4 +1,4 @@
-"""The signature of a body, by which a receiver knows who sent it, when, and that it is whole.
+"""The signature of a body: it shows a receiver who sent it, when, and that it is complete.
 
     Etl-Signature: t=1732518562,v1=5257a869...
 

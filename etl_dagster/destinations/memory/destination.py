@@ -13,7 +13,7 @@ import pyarrow as pa
 from etl_dagster.config import PipelineConfig
 from etl_dagster.destinations.copy_moment import CopyMoment
 from etl_dagster.destinations.memory.config import MemoryDestinationConfig
-from etl_dagster.destinations.memory.kept import goes_on, kept_table, table_of
+from etl_dagster.destinations.memory.kept import can_continue, kept_table, table_of
 from etl_dagster.destinations.memory.tables import MemoryTable, Row, Texts
 from etl_dagster.errors import InvalidState, Superseded, TableRewritten
 from etl_dagster.lsn import Lsn
@@ -44,7 +44,7 @@ class _Copy:
     table: MemoryTable
     chunks: set[int] = field(default_factory=set)
     is_complete: bool = False
-    #: The table itself is repaired, and gets no changes until the end.
+    #: Whether the table itself is repaired, and gets no changes until the end.
     is_repair: bool = False
 
 
@@ -69,7 +69,7 @@ class MemoryDestination:
     def from_config(
         cls, config: MemoryDestinationConfig, pipeline: PipelineConfig
     ) -> MemoryDestination:
-        """A destination that holds nothing."""
+        """An empty destination."""
         return cls()
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class MemoryDestination:
         #: By pipeline.
         self._marks: dict[str, DestinationMark] = {}
         #: The tables in the order in which they got their names. A name may pass from one to
-        #: another, and the destination hears of one before the other: the last has it.
+        #: another, and the destination learns of one before the other: the last has it.
         self._named: dict[TableId, str] = {}
 
     def rows(self, table_name: str) -> list[Row]:
@@ -243,7 +243,10 @@ class MemoryDestination:
             self._named[schema.id] = schema.name
 
     def _is_between_copies(self, table_id: TableId) -> bool:
-        """What a table keeps would be there twice if it came before the copy and after it."""
+        """Whether changes of a table are skipped until its copy is complete.
+
+        What it keeps would otherwise be there twice, from before the copy and from after it.
+        """
         table, copy = self.tables.get(table_id), self._copies.get(table_id)
         if copy is not None and copy.is_repair and not copy.is_complete:
             return True
@@ -268,7 +271,7 @@ class MemoryDestination:
                     table.evolve(schema)
 
     def _current_copy(self, schema: TableSchema, copy_id: str) -> _Copy:
-        """The copy; one never heard of begins now, and ends the one before."""
+        """The copy with this ID; an unknown one begins now, and ends the one before."""
         copy = self._copies.get(schema.id)
         if copy is not None and copy.copy_id == copy_id:
             return copy
@@ -283,7 +286,11 @@ class MemoryDestination:
     def _replace_table(self, schema: TableSchema, copy: _Copy, rows: TableRows) -> None:
         moment = CopyMoment.of(rows)
         before = self.tables.get(schema.id)
-        if before is not None and before.schema.mode != "mirror" and not goes_on(before, schema):
+        if (
+            before is not None
+            and before.schema.mode != "mirror"
+            and not can_continue(before, schema)
+        ):
             self._retire(before)
             before = None
         self.tables[schema.id] = kept_table(schema, copy.table, before, moment)
@@ -312,6 +319,6 @@ def _as_arrow(schema: TableSchema, rows: list[Row]) -> pa.RecordBatch:
         return pa.RecordBatch.from_pylist(rows, schema=schema.arrow_schema)
     except (pa.ArrowException, OverflowError, TypeError):
         raise InvalidState(
-            f"{schema.name} has values in memory that can't be Arrow's again",
+            f"{schema.name} holds values that can't be converted back to Arrow",
             solution="Compare them where they are kept in another way.",
         ) from None

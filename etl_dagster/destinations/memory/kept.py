@@ -1,4 +1,4 @@
-"""Tables in memory that keep more than the source has; each event is applied by itself."""
+"""Tables in memory that keep more than the source has. Each event is applied by itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _old_identity(event: RowEvent) -> Row:
 
 
 class SoftDeleteTable(MemoryTable):
-    """Rows by key, also those that are gone."""
+    """Rows by key, also deleted ones."""
 
     def apply(self, event: RowEvent) -> None:
         live: Row = {"_etl_deleted_at": None}
@@ -105,7 +105,7 @@ class _Entries(MemoryTable):
     def _completed(
         self, event: RowEvent, found: Mapping[str, Any]
     ) -> tuple[Row, dict[str, str], list[str] | None]:
-        """The row of a change with what is known of it: its odd values, and what isn't known.
+        """The row of a change as far as it is known, its odd values, and the unknown columns.
 
         Args:
             found: the row before; a null there is a value that isn't known.
@@ -243,7 +243,7 @@ class Scd2Table(_Entries):
         if entry is None:
             return
         if entry.lsn == event.position.commit_lsn.offset:
-            # What a transaction has in between is not a version.
+            # What a row is within a transaction is not a version.
             self._entries = [other for other in self._entries if other is not entry]
             return
         self._end(entry, event.commit_time_us)
@@ -288,7 +288,7 @@ def table_of(schema: TableSchema) -> MemoryTable:
     return MemoryTable(schema) if schema.mode == "mirror" else _BY_MODE[schema.mode](schema)
 
 
-def goes_on(before: MemoryTable, schema: TableSchema) -> bool:
+def can_continue(before: MemoryTable, schema: TableSchema) -> bool:
     """Whether a copy continues with what a table has kept."""
     old = before.schema
     known = {column.attnum or column.name: column for column in old.columns}
