@@ -109,7 +109,7 @@ def test_the_announcement_says_what_becomes_of_the_old_rows(kept: TableMode, bec
     ("destination", "kept", "becomes"),
     [
         ({"type": "dlt", "destination": "postgres"}, "mirror", "the copy replaces what is there"),
-        ({"type": "dlt", "destination": "postgres"}, "append", "stops until what is there is ren"),
+        ({"type": "dlt", "destination": "postgres"}, "append", "stops until you rename or drop"),
         ({"type": "singer", "target": "target-x"}, "mirror", "rename or drop its table before"),
     ],
 )
