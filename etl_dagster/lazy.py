@@ -35,14 +35,15 @@ def imported_later(name: str) -> Iterator[None]:
     with it, an import loads the module. After the block, an import loads it as ever.
 
     Args:
-        name: of a module inside of a package that is loaded.
+        name: of a module inside of a package, which is loaded at once.
     """
     package, _, child = name.rpartition(".")
     if name in sys.modules:
         yield
         return
+    parent = importlib.import_module(package)
     sys.modules[name] = module = _Later(name)
-    setattr(sys.modules[package], child, module)
+    setattr(parent, child, module)
     try:
         yield
     finally:
