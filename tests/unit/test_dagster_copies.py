@@ -258,10 +258,20 @@ def test_only_the_sensor_repeats_the_runs_that_it_requested() -> None:
 class Run:
     """The part of a step's context that shows who requested the run."""
 
-    def __init__(self, tags: dict[str, str], done: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tags: dict[str, str],
+        done: tuple[str, ...] = (),
+        parent: dict[str, str] | None = None,
+    ) -> None:
         self.run = SimpleNamespace(run_id="this", tags=tags)
         self.instance = self
         self._done = done
+        self._parent = None if parent is None else SimpleNamespace(run_id="p", tags=parent)
+
+    def get_run_by_id(self, run_id: str) -> Any:
+        assert run_id == "p"
+        return self._parent
 
     def get_runs(self, filters: Any) -> list[Any]:
         assert filters.statuses == [DagsterRunStatus.SUCCESS]
@@ -271,6 +281,9 @@ class Run:
 
 REQUEST = "dev:shop after the first"
 SENSOR = {REQUEST_TAG: REQUEST, STATE_ID: "dev:shop", "dagster/sensor_name": "shop_replication"}
+
+#: Of a run by which Dagster retries another one.
+RETRY = {"dagster/parent_run_id": "p", "dagster/retry_number": "1"}
 
 
 @pytest.mark.parametrize(
@@ -282,8 +295,9 @@ SENSOR = {REQUEST_TAG: REQUEST, STATE_ID: "dev:shop", "dagster/sensor_name": "sh
         (Run(SENSOR, done=("this",)), False),
         (Run(SENSOR, done=("the first",)), True),
         (Run(SENSOR | {"dagster/parent_run_id": "p"}), True),
-        (Run(SENSOR | {"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
-        (Run({"dagster/parent_run_id": "p", "dagster/retry_number": "1"}), False),
+        (Run(SENSOR | RETRY, parent=SENSOR), False),
+        (Run(RETRY, parent={}), True),
+        (Run(RETRY), False),
     ],
     ids=[
         "click",
@@ -294,6 +308,7 @@ SENSOR = {REQUEST_TAG: REQUEST, STATE_ID: "dev:shop", "dagster/sensor_name": "sh
         "re-execution",
         "retry",
         "retry of click",
+        "retry of a run that was deleted",
     ],
 )
 def test_a_run_copies_a_streamed_table_again_if_a_person_asked_for_it(

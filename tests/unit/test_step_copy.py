@@ -29,12 +29,15 @@ class Tries:
     def hand_over(self) -> None:
         self.store.update_table_replication_states([(ORDERS, SyncDone(Lsn(1)))])
 
-    def prepare(self) -> TableState | None:
+    def prepare(self, *, by_another_run: bool = False) -> TableState | None:
         """Begin a try; returns the state that the table has then."""
+        run = SimpleNamespace(run_id="this", tags={})
+        instance = SimpleNamespace(get_run_by_id={"this": run}.get)
+        if by_another_run:
+            tags = {"dagster/parent_run_id": "this", "dagster/retry_number": "1"}
+            run = SimpleNamespace(run_id="another", tags=tags)
         context: Any = SimpleNamespace(
-            log=logging.getLogger("test"),
-            run=SimpleNamespace(run_id="this", tags={}),
-            retry_number=self.count,
+            log=logging.getLogger("test"), run=run, instance=instance, retry_number=self.count
         )
         self.count += 1
         watch = SimpleNamespace(check=lambda: None)
@@ -43,23 +46,29 @@ class Tries:
         return self.store.get_table_replication_state(ORDERS)
 
 
-def test_a_try_after_one_that_did_not_reach_the_source_still_requests_the_copy() -> None:
+@pytest.mark.parametrize("by_another_run", [True, False])
+def test_a_try_after_one_that_did_not_reach_the_source_still_requests_the_copy(
+    by_another_run: bool,
+) -> None:
     """Else the run would succeed without a copy, and name another worker for it."""
     tries = Tries()
     tries.count = 1
 
-    assert tries.prepare() == Init()
+    assert tries.prepare(by_another_run=by_another_run) == Init()
 
 
+@pytest.mark.parametrize("by_another_run", [True, False])
 @pytest.mark.parametrize("was_streamed", [True, False])
-def test_a_try_after_a_copy_of_the_same_run_requests_no_other(was_streamed: bool) -> None:
+def test_a_try_after_a_copy_of_the_same_run_requests_no_other(
+    was_streamed: bool, by_another_run: bool
+) -> None:
     tries = Tries()
     if not was_streamed:
         tries.store.request_copy(ORDERS)
     assert tries.prepare() == Init()
     tries.hand_over()
 
-    assert tries.prepare() == SyncDone(Lsn(1))
+    assert tries.prepare(by_another_run=by_another_run) == SyncDone(Lsn(1))
 
 
 def test_a_table_that_another_worker_has_just_handed_over_is_not_a_failure() -> None:

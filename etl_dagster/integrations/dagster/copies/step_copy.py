@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from dagster import (
     AssetExecutionContext,
     AssetKey,
+    DagsterRun,
     DagsterRunStatus,
     MaterializeResult,
     OpExecutionContext,
@@ -71,18 +72,28 @@ def is_asked_for_by_person(context: StepContext) -> bool:
     """Whether a person started the run, so that a table that is streamed already is copied again.
 
     A run that a person executes again has the tags of the first run, although the sensor requested
-    only one copy. Retries that Dagster makes by itself belong to the run before.
+    only one copy. A retry that Dagster makes by itself is as its first try.
     """
-    tags = context.run.tags
-    if "dagster/retry_number" in tags:
+    run = _first_try(context)
+    if run is None:
         return False
+    tags = run.tags
     request_id = tags.get(REQUEST_TAG)
     if request_id is None or "dagster/parent_run_id" in tags:
         return True
     if not request_id.startswith(request_prefix(tags.get(STATE_ID, ""))):
         return True  # another sensor's request
     done = RunsFilter(tags={REQUEST_TAG: request_id}, statuses=[DagsterRunStatus.SUCCESS])
-    return any(other.run_id != context.run.run_id for other in context.instance.get_runs(done))
+    own = {run.run_id, context.run.run_id}
+    return any(other.run_id not in own for other in context.instance.get_runs(done))
+
+
+def _first_try(context: StepContext) -> DagsterRun | None:
+    """The run, or the one that Dagster retries by it; None if that has been deleted."""
+    run: DagsterRun | None = context.run
+    while run is not None and "dagster/retry_number" in run.tags:
+        run = context.instance.get_run_by_id(run.tags.get("dagster/parent_run_id", ""))
+    return run
 
 
 class StepWatch(Protocol):
@@ -200,10 +211,12 @@ class StepCopy:
     def prepare(self, table_id: TableId) -> None:
         """Request a new copy if the table has one already, and a person started the run.
 
-        It does so once in a run: a try that has failed before it came here has requested nothing.
+        It does so once for all tries of a run: one that failed before it came here has requested
+        nothing.
         """
         state = self._store.get_table_replication_state(table_id)
-        key, run = f"prepared by run:{table_id}", {"run_id": self._context.run.run_id}
+        first = _first_try(self._context)
+        key, run = f"prepared by run:{table_id}", {"run_id": first.run_id if first else ""}
         is_due = is_asked_for_by_person(self._context) and self._store.get_note(key) != run
         match state:
             case Ready() | SyncDone() if is_due:
