@@ -235,7 +235,7 @@ def test_a_destination_that_is_away_leaves_no_folder_for_each_try(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "reason", "solution"),
     [
-        ("filesystem", "its settings lack bucket_url", "secrets.toml"),
+        ("filesystem", "its settings have no bucket_url", "secrets.toml"),
         ("synapse", "without dlt[synapse]", 'pip install "dlt[synapse]"'),
     ],
 )

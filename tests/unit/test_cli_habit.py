@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import signal
 import subprocess
 import sys
@@ -245,9 +246,9 @@ def test_output_that_cannot_be_written_ends_with_1_and_the_reason() -> None:
 def test_no_file_takes_the_place_of_a_standard_stream_that_is_closed(tmp_path: Path) -> None:
     """What is printed would end up in it."""
     path = tmp_path / "etl.yaml"
-    closed = f"{sys.executable} -m etl_dagster.cli init -o {path} <&- >&- 2>&-"
+    program = [sys.executable, "-m", "etl_dagster.cli", "init", "-o", str(path)]
 
-    ended = subprocess.run(closed, shell=True)
+    ended = subprocess.run(f"{shlex.join(program)} <&- >&- 2>&-", shell=True)
 
     assert ended.returncode == 0
     assert path.read_text().startswith("# A pipeline of etl-dagster")

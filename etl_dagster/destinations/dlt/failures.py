@@ -99,7 +99,7 @@ def _missing(error: BaseException) -> str:
     if not fields:
         return f"its settings are refused with {type(error).__name__}"
     section = getattr(error, "spec_name", "the destination")
-    return f"its settings lack {', '.join(fields)}, of {section}"
+    return f"its settings have no {' and no '.join(fields)} ({section})"
 
 
 def _of_libpq(causes: list[BaseException]) -> str | None:
