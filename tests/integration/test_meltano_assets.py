@@ -454,12 +454,12 @@ def test_a_failed_command_reveals_no_secret(folder: Path, state_uri: str) -> Non
     write_program(
         folder / "tap-fruit",
         "import os, sys\n"
-        f"sys.exit('can not log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and {secret}')",
+        f"sys.exit('cannot log in with ' + os.environ['TAP_FRUIT_DSN'] + ' and {secret}')",
     )
     broken = MeltanoResource(
         project_dir=str(folder), env={"TAP_FRUIT_DSN": f"mysql://me:{secret}@host/shop"}
     )
     with pytest.raises(MeltanoError) as caught:
         broken.command("invoke", "tap-fruit")
-    assert "can not log in with ***" in caught.value.reason
+    assert "cannot log in with ***" in caught.value.reason
     assert secret not in caught.value.reason

@@ -540,7 +540,7 @@ def test_the_primary_of_a_standby_is_reached_as_the_standby_is_but_elsewhere() -
         ({"standby": True, "failover": True}, "exclude each other"),
     ],
 )
-def test_what_a_standby_can_not_do_is_refused(source: dict[str, Any], match: str) -> None:
+def test_what_a_standby_cannot_do_is_refused(source: dict[str, Any], match: str) -> None:
     store = {"state_store": {"dsn": "dbname=state"}} if "failover" in source else {}
     with pytest.raises(ConfigError, match=match):
         parse_config(minimal(**source) | store, {})

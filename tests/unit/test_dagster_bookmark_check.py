@@ -78,7 +78,7 @@ def test_nothing_passes_while_nothing_streams() -> None:
     assert look(looks, is_running=False) == dict.fromkeys(KEYS, False)
 
 
-def test_a_configuration_that_can_not_be_read_fails_the_checks_and_not_the_run() -> None:
+def test_a_configuration_that_cannot_be_read_fails_the_checks_and_not_the_run() -> None:
     def load_config() -> PipelineConfig:
         raise ConfigError(["SHOP_DSN is not set"])
 

@@ -143,7 +143,7 @@ def test_every_name_that_postgres_takes_has_an_asset(load: Any) -> None:
         Definitions.validate_loadable(Definitions(assets=[mart]))
 
 
-def test_a_table_whose_asset_can_not_be_built_is_left_out_with_a_warning(
+def test_a_table_whose_asset_cannot_be_built_is_left_out_with_a_warning(
     load: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Flat(EtlDagsterTranslator):

@@ -108,7 +108,7 @@ def _passed(events: list[AssetCheckEvaluation]) -> list[bool]:
     return [event.passed for event in events]
 
 
-def test_it_is_sent_when_values_come_that_a_type_can_not_hold_and_when_they_are_gone() -> None:
+def test_it_is_sent_when_values_come_that_a_type_cannot_hold_and_when_they_are_gone() -> None:
     ticks = Ticks()
     sent: list[Any] = [
         _passed(ticks.tick(table))

@@ -185,7 +185,7 @@ def test_nothing_passes_while_nothing_streams_and_a_lost_slot_is_still_named() -
     assert found[STATE].facts["confirmed_lsn"] == "0/3E8"
 
 
-def test_a_source_that_can_not_be_asked_does_not_pass_the_check() -> None:
+def test_a_source_that_cannot_be_asked_does_not_pass_the_check() -> None:
     found = judge_pipeline(status(), None, SourceUnreachable("no server answers"), DEFAULTS)
 
     assert {name: told(each) for name, each in found.items()} == {
@@ -355,7 +355,7 @@ def test_the_first_shard_reports_the_worst_of_all() -> None:
     assert outcomes(ticks.tick()) == dict.fromkeys(PIPELINE_CHECKS, True)
 
 
-def test_a_shard_that_a_resource_can_not_choose_fails_its_checks_and_not_the_run() -> None:
+def test_a_shard_that_a_resource_cannot_choose_fails_its_checks_and_not_the_run() -> None:
     resource = SimpleNamespace(of_shard=partial(EtlResource.of_shard, SimpleNamespace()))
 
     found = asking_shards(cast(EtlResource, resource), DEFAULTS)("events")

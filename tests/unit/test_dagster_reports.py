@@ -252,7 +252,7 @@ def test_a_report_waits_for_the_row_count() -> None:
     assert reported(ticks.tick(replace(uncounted, row_count=11)))[0]["dagster/row_count"] == 11
 
 
-def test_a_destination_that_can_not_count_is_reported_all_the_same() -> None:
+def test_a_destination_that_cannot_count_is_reported_all_the_same() -> None:
     ticks = Ticks()
     uncounted = replace(READY, row_count=None, rows_inserted=1)
     ticks.tick(uncounted)
