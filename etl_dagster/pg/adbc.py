@@ -48,11 +48,11 @@ class _Connection(adbc_driver_manager.AdbcConnection):
 
 
 def close_for_good(close: Callable[[], None]) -> None:
-    """Close a connection, and let no wrong count of connections stand for a failure.
+    """Close a connection, without failing if the driver has miscounted its connections.
 
-    The driver counts the open connections of a catalog as an ordinary number, without a lock. Where
-    several threads open and close at once, an increment may be lost. From then on it complains
-    when the last one is closed, though it has closed it before it counts.
+    The driver counts the open connections of a catalog without a lock. If several threads open and
+    close connections at once, the count may be too low. The driver then reports an internal error
+    for the last one, although it closes each connection before it counts.
 
     Raises:
         adbc.Error: anything else.

@@ -72,9 +72,13 @@ def is_asked_for_by_person(context: StepContext) -> bool:
     """Whether a person started the run, so that a table that is streamed already is copied again.
 
     A run that a person executes again has the tags of the first run, although the sensor requested
-    only one copy. A retry that Dagster makes by itself is as its first try.
+    only one copy. An automatic retry by Dagster counts as the run that it retries.
     """
-    run = _first_try(context)
+    return _is_asked_for(context, _first_try(context))
+
+
+def _is_asked_for(context: StepContext, run: DagsterRun | None) -> bool:
+    """As `is_asked_for_by_person`, for a run whose first try is known."""
     if run is None:
         return False
     tags = run.tags
@@ -89,7 +93,10 @@ def is_asked_for_by_person(context: StepContext) -> bool:
 
 
 def _first_try(context: StepContext) -> DagsterRun | None:
-    """The run, or the one that Dagster retries by it; None if that has been deleted."""
+    """The run itself, or, for an automatic retry by Dagster, the run that it retries.
+
+    None if that run has been deleted.
+    """
     run: DagsterRun | None = context.run
     while run is not None and "dagster/retry_number" in run.tags:
         run = context.instance.get_run_by_id(run.tags.get("dagster/parent_run_id", ""))
@@ -217,7 +224,7 @@ class StepCopy:
         state = self._store.get_table_replication_state(table_id)
         first = _first_try(self._context)
         key, run = f"prepared by run:{table_id}", {"run_id": first.run_id if first else ""}
-        is_due = is_asked_for_by_person(self._context) and self._store.get_note(key) != run
+        is_due = _is_asked_for(self._context, first) and self._store.get_note(key) != run
         match state:
             case Ready() | SyncDone() if is_due:
                 self._log.info(f"{self._name} is streamed; copying it again from the beginning")
